@@ -1,0 +1,8 @@
+//! A model in memory and the step loop.
+//!
+//! The order of the `mod` lines is the dependency order: a module may use those above it, never those below.
+#![deny(unsafe_code)]
+
+pub mod import;
+pub mod sampler;
+pub mod text;

@@ -1,0 +1,1 @@
+//! One token out of logits.

@@ -1,0 +1,176 @@
+"""What each golden family looks like: config.json, seed, and which weights its checkpoint holds.
+
+Each family is as small as it can be while every feature of its architecture still changes the
+logits: windows are shorter than the sequence, grouped heads are uneven, sizes are no multiple of a
+vector register. Configs are spelled as published checkpoints spell them, and one
+(`qwen3_moe_unnormed`) as transformers 5 writes them, because a loader meets both.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Family:
+    """One folder under tests/golden."""
+
+    name: str
+    config: dict
+    seed: int
+    num_tokens: int
+    eos_token_ids: tuple[int, ...] = (2,)
+    #: Standard deviation of the embedding. Where small, rms_norm_eps is felt in the first layer.
+    embed_std: float = 0.25
+    shards: int = 1
+    #: Where biases exist, by projection.
+    biased: tuple[str, ...] = field(default=())
+    #: Per-head norm of q and k.
+    qk_norm: bool = False
+
+    @property
+    def head_dim(self) -> int:
+        return self.config.get("head_dim") or self.config["hidden_size"] // self.config["num_attention_heads"]
+
+    @property
+    def num_experts(self) -> int:
+        return self.config.get("num_experts") or self.config.get("num_local_experts") or 0
+
+    @property
+    def moe_layers(self) -> list[int]:
+        """Layers whose MLP is a router with experts; the others are dense."""
+        if not self.num_experts:
+            return []
+        step = self.config.get("decoder_sparse_step", 1)
+        dense = self.config.get("mlp_only_layers", [])
+        return [i for i in range(self.config["num_hidden_layers"]) if i not in dense and (i + 1) % step == 0]
+
+
+def _config(architecture: str, model_type: str, **fields) -> dict:
+    return {
+        "architectures": [architecture],
+        "model_type": model_type,
+        "attention_dropout": 0.0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
+        "max_position_embeddings": 512,
+        "use_cache": True,
+        **fields,
+    }
+
+
+_HUB = {"torch_dtype": "bfloat16", "transformers_version": "4.51.0"}
+
+FAMILIES = [
+    # Yi, SmolLM2: grouped heads, tied embeddings, head_dim not spelled out.
+    Family(
+        "llama",
+        _config(
+            "LlamaForCausalLM", "llama",
+            vocab_size=211, hidden_size=48, intermediate_size=88, num_hidden_layers=4,
+            num_attention_heads=6, num_key_value_heads=2, rms_norm_eps=1e-5,
+            attention_bias=False, mlp_bias=False, pretraining_tp=1,
+            rope_theta=100000, rope_scaling=None, rope_interleaved=False,
+            tie_word_embeddings=True, **_HUB,
+        ),
+        seed=101, num_tokens=128,
+    ),
+    # One expert layer pattern of Qwen3-30B-A3B plus one dense layer; two shards that cut through a layer's experts.
+    Family(
+        "qwen3_moe",
+        _config(
+            "Qwen3MoeForCausalLM", "qwen3_moe",
+            vocab_size=211, hidden_size=48, intermediate_size=72, num_hidden_layers=4,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-6,
+            attention_bias=False, rope_theta=1000000.0, rope_scaling=None,
+            use_sliding_window=False, sliding_window=None, max_window_layers=4,
+            decoder_sparse_step=1, mlp_only_layers=[1], moe_intermediate_size=40,
+            num_experts=8, num_experts_per_tok=3, norm_topk_prob=True,
+            output_router_logits=False, router_aux_loss_coef=0.001,
+            tie_word_embeddings=False, **_HUB,
+        ),
+        seed=201, num_tokens=96, embed_std=0.02, shards=2, qk_norm=True,
+    ),
+    # Llama 3.1: of 8 frequencies one is kept, one is blended, six are slowed; several end tokens.
+    Family(
+        "llama3",
+        _config(
+            "LlamaForCausalLM", "llama",
+            vocab_size=259, hidden_size=64, intermediate_size=104, num_hidden_layers=3,
+            num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-5,
+            attention_bias=False, mlp_bias=False, pretraining_tp=1, rope_theta=500000.0,
+            rope_scaling={
+                "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64, "rope_type": "llama3",
+            },
+            tie_word_embeddings=False, **_HUB,
+        ) | {"eos_token_id": [2, 5, 7]},
+        seed=301, num_tokens=128, eos_token_ids=(2, 5, 7), embed_std=0.05,
+    ),
+    # Mistral 7B v0.1: every layer slides; one key-value head for all; a width of 40.
+    Family(
+        "mistral",
+        _config(
+            "MistralForCausalLM", "mistral",
+            vocab_size=227, hidden_size=40, intermediate_size=72, num_hidden_layers=3,
+            num_attention_heads=5, num_key_value_heads=1, rms_norm_eps=1e-5,
+            rope_theta=10000.0, sliding_window=24, tie_word_embeddings=False, **_HUB,
+        ),
+        seed=401, num_tokens=112, embed_std=0.02,
+    ),
+    # Qwen2: biases on q, k and v; the upper two of four layers slide.
+    Family(
+        "qwen2",
+        _config(
+            "Qwen2ForCausalLM", "qwen2",
+            vocab_size=211, hidden_size=64, intermediate_size=88, num_hidden_layers=4,
+            num_attention_heads=8, num_key_value_heads=2, rms_norm_eps=1e-6,
+            rope_theta=1000000.0, use_sliding_window=True, sliding_window=32, max_window_layers=2,
+            tie_word_embeddings=False, **_HUB,
+        ),
+        seed=501, num_tokens=112, embed_std=0.02, biased=("q_proj", "k_proj", "v_proj"),
+    ),
+    # Qwen3 dense: QK-norm, 4 heads of 16 over a hidden size of 40, tied embeddings.
+    Family(
+        "qwen3",
+        _config(
+            "Qwen3ForCausalLM", "qwen3",
+            vocab_size=251, hidden_size=40, intermediate_size=104, num_hidden_layers=4,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-6,
+            attention_bias=False, rope_theta=1000000, rope_scaling=None,
+            use_sliding_window=False, sliding_window=None, max_window_layers=4,
+            tie_word_embeddings=True, **_HUB,
+        ),
+        seed=601, num_tokens=112, qk_norm=True,
+    ),
+    # Expert weights that do not sum to one; every second layer dense; the dialect of transformers 5.
+    Family(
+        "qwen3_moe_unnormed",
+        _config(
+            "Qwen3MoeForCausalLM", "qwen3_moe",
+            vocab_size=211, hidden_size=40, intermediate_size=56, num_hidden_layers=4,
+            num_attention_heads=4, num_key_value_heads=1, head_dim=8, rms_norm_eps=1e-6,
+            attention_bias=False, rope_parameters={"rope_theta": 10000.0, "rope_type": "default"},
+            use_sliding_window=False, sliding_window=None,
+            decoder_sparse_step=2, mlp_only_layers=[], moe_intermediate_size=24,
+            num_local_experts=8, num_experts_per_tok=2, norm_topk_prob=False,
+            output_router_logits=False, router_aux_loss_coef=0.001, pad_token_id=None,
+            tie_word_embeddings=False, dtype="bfloat16", transformers_version="5.23.0",
+        ),
+        seed=701, num_tokens=96, embed_std=0.05, qk_norm=True,
+    ),
+    # Mixtral: its own tensor names, 2 of 4 experts.
+    Family(
+        "mixtral",
+        _config(
+            "MixtralForCausalLM", "mixtral",
+            vocab_size=211, hidden_size=48, intermediate_size=56, num_hidden_layers=3,
+            num_attention_heads=6, num_key_value_heads=3, rms_norm_eps=1e-5,
+            rope_theta=1000000.0, sliding_window=None,
+            num_local_experts=4, num_experts_per_tok=2,
+            output_router_logits=False, router_aux_loss_coef=0.02,
+            tie_word_embeddings=False, **_HUB,
+        ),
+        seed=801, num_tokens=96, embed_std=0.05,
+    ),
+]

@@ -97,7 +97,7 @@ def write(family: Family, folder: Path) -> None:
     if family.shards == 1:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         return
-    # Shards are cut by bytes, as the hub's are: the cut falls between two experts of one layer.
+    # Shards are cut by bytes, as the hub's are: the cut falls inside one layer's experts.
     total = sum(t.nbytes for t in tensors.values())
     shards, done = [{} for _ in range(family.shards)], 0
     for name, tensor in tensors.items():

@@ -25,6 +25,8 @@ class Family:
     biased: tuple[str, ...] = field(default=())
     #: Per-head norm of q and k.
     qk_norm: bool = False
+    #: Config changes that each must move the logits far beyond the bound that engines are held to.
+    misreadings: tuple[dict, ...] = ()
 
     @property
     def head_dim(self) -> int:
@@ -74,6 +76,9 @@ FAMILIES = [
             tie_word_embeddings=True, **_HUB,
         ),
         seed=101, num_tokens=128,
+        misreadings=(
+            {"rope_theta": 110000},
+        ),
     ),
     # One expert layer pattern of Qwen3-30B-A3B plus one dense layer; two shards that cut through a layer's experts.
     Family(
@@ -90,6 +95,13 @@ FAMILIES = [
             tie_word_embeddings=False, **_HUB,
         ),
         seed=201, num_tokens=96, embed_std=0.02, shards=2, qk_norm=True,
+        misreadings=(
+            {"norm_topk_prob": False},
+            {"num_experts_per_tok": 2},
+            {"num_experts_per_tok": 4},
+            {"rms_norm_eps": 1e-5},
+            {"rope_theta": 10000.0},
+        ),
     ),
     # Llama 3.1: of 8 frequencies one is kept, one is blended, six are slowed; several end tokens.
     Family(
@@ -106,6 +118,10 @@ FAMILIES = [
             tie_word_embeddings=False, **_HUB,
         ) | {"eos_token_id": [2, 5, 7]},
         seed=301, num_tokens=128, eos_token_ids=(2, 5, 7), embed_std=0.05,
+        misreadings=(
+            {"rope_scaling": None},
+            {"rope_theta": 10000.0},
+        ),
     ),
     # Mistral 7B v0.1: every layer slides; one key-value head for all; a width of 40.
     Family(
@@ -117,6 +133,12 @@ FAMILIES = [
             rope_theta=10000.0, sliding_window=24, tie_word_embeddings=False, **_HUB,
         ),
         seed=401, num_tokens=112, embed_std=0.02,
+        misreadings=(
+            {"sliding_window": None},
+            {"sliding_window": 23},
+            {"sliding_window": 25},
+            {"rms_norm_eps": 1e-6},
+        ),
     ),
     # Qwen2: biases on q, k and v; the upper two of four layers slide.
     Family(
@@ -129,6 +151,14 @@ FAMILIES = [
             tie_word_embeddings=False, **_HUB,
         ),
         seed=501, num_tokens=112, embed_std=0.02, biased=("q_proj", "k_proj", "v_proj"),
+        misreadings=(
+            {"use_sliding_window": False},
+            {"sliding_window": 31},
+            {"sliding_window": 33},
+            {"max_window_layers": 1},
+            {"max_window_layers": 3},
+            {"rms_norm_eps": 1e-5},
+        ),
     ),
     # Qwen3 dense: QK-norm, 4 heads of 16 over a hidden size of 40, tied embeddings.
     Family(
@@ -142,6 +172,9 @@ FAMILIES = [
             tie_word_embeddings=True, **_HUB,
         ),
         seed=601, num_tokens=112, qk_norm=True,
+        misreadings=(
+            {"rope_theta": 10000},
+        ),
     ),
     # Expert weights that do not sum to one; every second layer dense; the dialect of transformers 5.
     Family(
@@ -158,6 +191,10 @@ FAMILIES = [
             tie_word_embeddings=False, dtype="bfloat16", transformers_version="5.23.0",
         ),
         seed=701, num_tokens=96, embed_std=0.05, qk_norm=True,
+        misreadings=(
+            {"norm_topk_prob": True},
+            {"num_experts_per_tok": 3},
+        ),
     ),
     # Mixtral: its own tensor names, 2 of 4 experts.
     Family(
@@ -172,5 +209,11 @@ FAMILIES = [
             tie_word_embeddings=False, **_HUB,
         ),
         seed=801, num_tokens=96, embed_std=0.05,
+        misreadings=(
+            {"num_experts_per_tok": 1},
+            {"num_experts_per_tok": 3},
+            {"sliding_window": 64},
+            {"rope_theta": 10000.0},
+        ),
     ),
 ]

@@ -21,6 +21,8 @@ import transformers
 from safetensors.torch import save_file
 
 import checkpoint
+import rope
+import second_opinion
 from families import FAMILIES, Family
 
 GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden"
@@ -209,14 +211,20 @@ def print_table(rows: list[dict]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*", metavar="FAMILY", help="default: all")
+    parser.add_argument("--check", action="store_true", help="write nothing, recompute what is there in float64")
     args = parser.parse_args()
     known = {f.name: f for f in FAMILIES}
     if unknown := set(args.families) - set(known):
         parser.error(f"no family {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    chosen = [known[name] for name in args.families or known]
+    if args.check:
+        print_table([second_opinion.check(GOLDEN / f.name, f.misreadings) for f in chosen])
+        return
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    print_table([make(known[name]) for name in args.families or known])
+    print_table([make(family) for family in chosen])
+    checkpoint.write_json(GOLDEN / "rope.json", rope.tables())
 
 
 if __name__ == "__main__":

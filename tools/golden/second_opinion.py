@@ -1,0 +1,201 @@
+"""The same forward pass again, in float64 numpy, from the files alone.
+
+A reference that only one program computes may be wrong in a way that everybody then copies. This
+one shares nothing with transformers: it parses safetensors and config.json itself, walks positions
+by plain matrices, and computes rope angles in float64.
+"""
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Tensors of one file; BF16 is widened to float32, exactly."""
+    raw = path.read_bytes()
+    (header_bytes,) = struct.unpack("<Q", raw[:8])
+    header, body = json.loads(raw[8 : 8 + header_bytes]), raw[8 + header_bytes :]
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        bits = body[slice(*entry["data_offsets"])]
+        match entry["dtype"]:
+            case "BF16":
+                flat = (np.frombuffer(bits, "<u2").astype(np.uint32) << 16).view(np.float32)
+            case "F32":
+                flat = np.frombuffer(bits, "<f4")
+            case "I32":
+                flat = np.frombuffer(bits, "<i4")
+        tensors[name] = flat.reshape(entry["shape"])
+    return tensors
+
+
+def read_weights(folder: Path) -> dict[str, np.ndarray]:
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return read_safetensors(folder / "model.safetensors")
+    weight_map = json.loads(index.read_text())["weight_map"]
+    weights = {}
+    for file in sorted(set(weight_map.values())):
+        weights |= {n: t for n, t in read_safetensors(folder / file).items() if weight_map[n] == file}
+    assert weights.keys() == weight_map.keys()
+    return weights
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    return x / (1 + np.exp(-x))
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+class Model:
+    """One checkpoint, any family. `changes` misreads its config on purpose."""
+
+    def __init__(self, folder: Path, changes: dict | None = None):
+        c = json.loads((folder / "config.json").read_text()) | (changes or {})
+        self.config = c
+        self.weights = {name: t.astype(np.float64) for name, t in read_weights(folder).items()}
+        self.heads, self.kv_heads = c["num_attention_heads"], c["num_key_value_heads"]
+        self.head_dim = c.get("head_dim") or c["hidden_size"] // self.heads
+        self.eps = c["rms_norm_eps"]
+        self.frequencies = self._frequencies()
+
+    def _frequencies(self) -> np.ndarray:
+        c = self.config
+        rope = c.get("rope_parameters") or {"rope_theta": c["rope_theta"]} | (c.get("rope_scaling") or {})
+        frequencies = rope["rope_theta"] ** (-np.arange(0, self.head_dim, 2) / self.head_dim)
+        match rope.get("rope_type", "default"):
+            case "default":
+                return frequencies
+            case "llama3":
+                # Turns over the original context: many turns stay, few are slowed, between is blended.
+                turns = rope["original_max_position_embeddings"] * frequencies / (2 * np.pi)
+                low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+                keep = np.clip((turns - low) / (high - low), 0, 1)
+                return keep * frequencies + (1 - keep) * frequencies / rope["factor"]
+            case other:
+                raise ValueError(f"rope type {other}")
+
+    def window(self, layer: int) -> int | None:
+        c = self.config
+        if c["model_type"] in ("mistral", "mixtral"):
+            return c.get("sliding_window")
+        if c.get("use_sliding_window") and layer >= c["max_window_layers"]:
+            return c["sliding_window"]
+        return None
+
+    def is_moe(self, layer: int) -> bool:
+        return any(f"model.layers.{layer}.{block}.gate.weight" in self.weights for block in ("mlp", "block_sparse_moe"))
+
+    def linear(self, x: np.ndarray, name: str) -> np.ndarray:
+        y = x @ self.weights[f"{name}.weight"].T
+        return y + self.weights[f"{name}.bias"] if f"{name}.bias" in self.weights else y
+
+    def norm(self, x: np.ndarray, name: str) -> np.ndarray:
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + self.eps) * self.weights[f"{name}.weight"]
+
+    def rotate(self, x: np.ndarray) -> np.ndarray:
+        """Half-split rope on [n, heads, head_dim]: pairs (i, i + head_dim / 2) as complex numbers."""
+        first, second = np.split(x, 2, axis=-1)
+        turned = (first + 1j * second) * np.exp(1j * np.arange(len(x))[:, None] * self.frequencies)[:, None]
+        return np.concatenate([turned.real, turned.imag], axis=-1)
+
+    def attention(self, x: np.ndarray, layer: int) -> np.ndarray:
+        at, n = f"model.layers.{layer}.self_attn", len(x)
+        q, k, v = (self.linear(x, f"{at}.{p}_proj").reshape(n, -1, self.head_dim) for p in "qkv")
+        if f"{at}.q_norm.weight" in self.weights:
+            q, k = self.norm(q, f"{at}.q_norm"), self.norm(k, f"{at}.k_norm")
+        q, k = self.rotate(q), self.rotate(k)
+        distance = np.arange(n)[:, None] - np.arange(n)
+        visible = (distance >= 0) & (distance < (self.window(layer) or n))
+        out = np.empty_like(q)
+        for head in range(self.heads):
+            kv = head * self.kv_heads // self.heads
+            scores = q[:, head] @ k[:, kv].T / np.sqrt(self.head_dim)
+            out[:, head] = softmax(np.where(visible, scores, -np.inf)) @ v[:, kv]
+        return self.linear(out.reshape(n, -1), f"{at}.o_proj")
+
+    def mlp(self, x: np.ndarray, at: str, names: tuple[str, str, str]) -> np.ndarray:
+        gate, up, down = (f"{at}.{name}" for name in names)
+        return self.linear(silu(self.linear(x, gate)) * self.linear(x, up), down)
+
+    def experts(self, x: np.ndarray, layer: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(sum over the chosen experts, router logits, chosen experts, greatest first)."""
+        mixtral = self.config["model_type"] == "mixtral"
+        at = f"model.layers.{layer}.{'block_sparse_moe' if mixtral else 'mlp'}"
+        names = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
+        logits = self.linear(x, f"{at}.gate")
+        share = softmax(logits)
+        chosen = np.argsort(-logits, axis=-1, kind="stable")[:, : self.config["num_experts_per_tok"]]
+        y = np.zeros_like(x)
+        for row, picks in enumerate(chosen):
+            weights = share[row, picks]
+            if mixtral or self.config["norm_topk_prob"]:
+                weights = weights / weights.sum()
+            for expert, weight in zip(picks, weights):
+                y[row] += weight * self.mlp(x[row], f"{at}.experts.{expert}", names)
+        return y, logits, chosen
+
+    def forward(self, token_ids: np.ndarray) -> dict[str, np.ndarray]:
+        """The arrays of reference.safetensors that one pass gives."""
+        x = self.weights["model.embed_tokens.weight"][token_ids]
+        hidden, router_logits, chosen = [x], [], []
+        for layer in range(self.config["num_hidden_layers"]):
+            at = f"model.layers.{layer}"
+            x = x + self.attention(self.norm(x, f"{at}.input_layernorm"), layer)
+            inner = self.norm(x, f"{at}.post_attention_layernorm")
+            if self.is_moe(layer):
+                y, logits, picks = self.experts(inner, layer)
+                router_logits.append(logits)
+                chosen.append(picks)
+            else:
+                y = self.mlp(inner, f"{at}.mlp", ("gate_proj", "up_proj", "down_proj"))
+            x = x + y
+            hidden.append(x)
+        head = "model.embed_tokens" if self.config["tie_word_embeddings"] else "lm_head"
+        arrays = {"hidden": np.stack(hidden), "logits": self.linear(self.norm(x, "model.norm"), head)}
+        if router_logits:
+            arrays |= {"router_logits": np.stack(router_logits), "experts": np.stack(chosen)}
+        return arrays
+
+
+def relative_error(got: np.ndarray, want: np.ndarray) -> float:
+    """rms(got - want) / rms(want)."""
+    return float(np.sqrt(np.square(got - want).mean() / np.square(want).mean()))
+
+
+#: float32 noise with a float32 rope table stays below 5e-6 in every family; the engine's bound is 1e-4.
+MAX_ERROR = 1e-5
+#: A misread config must be this far off, or the golden data could not tell.
+MIN_MISREAD = 1e-3
+
+
+def check(folder: Path, misreadings: tuple[dict, ...]) -> dict:
+    """Recomputes one committed family; fails with the first array that differs."""
+    reference = read_safetensors(folder / "reference.safetensors")
+    model = Model(folder)
+    again = model.forward(reference["token_ids"])
+    row = {"family": folder.name}
+    for name, array in again.items():
+        if name == "experts":
+            assert (array == reference[name]).all(), f"{folder.name}: other experts"
+            continue
+        row[name] = relative_error(array, reference[name])
+        assert row[name] <= MAX_ERROR, f"{folder.name}: {name} differs by {row[name]:.2e}"
+    # Greedy, all steps at once: the last prompt row predicts the first token, and so on.
+    prompt, greedy = reference["greedy_prompt"], reference["greedy"]
+    logits = model.forward(np.concatenate([prompt, greedy]))["logits"][len(prompt) - 1 : -1]
+    assert (logits.argmax(-1) == greedy).all(), f"{folder.name}: another greedy continuation"
+    best = np.sort(logits, axis=-1)
+    assert np.abs(best[:, -1] - best[:, -2] - reference["greedy_margin"]).max() < 1e-4, f"{folder.name}: margins differ"
+    nearest = float("inf")
+    for changes in misreadings:
+        wrong = relative_error(Model(folder, changes).forward(reference["token_ids"])["logits"], reference["logits"])
+        assert wrong >= MIN_MISREAD, f"{folder.name}: {changes} changes the logits by {wrong:.2e} only"
+        nearest = min(nearest, wrong)
+    return row | {"nearest misreading": nearest}

@@ -5,6 +5,7 @@ what the golden data fixes, and a mistake of ours in a name is an error here, no
 """
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -93,7 +94,8 @@ def write(family: Family, folder: Path) -> None:
     write_json(folder / "config.json", family.config)
     eos = list(family.eos_token_ids) if len(family.eos_token_ids) > 1 else family.eos_token_ids[0]
     generation = {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": eos}
-    write_json(folder / "generation_config.json", generation | {"transformers_version": family.config["transformers_version"]})
+    generation["transformers_version"] = family.config["transformers_version"]
+    write_json(folder / "generation_config.json", generation)
     if family.shards == 1:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         return
@@ -113,4 +115,10 @@ def write(family: Family, folder: Path) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Indented, but a list of numbers stays on one line. No JSON string holds a raw line break."""
+
+    def one_line(found: re.Match) -> str:
+        return " ".join(found[0].split()).replace("[ ", "[").replace(" ]", "]")
+
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    path.write_text(re.sub(r'\[\n[^\[\]{}"]*\]', one_line, text) + "\n", encoding="utf-8")

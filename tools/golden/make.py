@@ -72,10 +72,15 @@ class Trace:
     def smallest_router_gap(self) -> float:
         """Smallest distance between neighbours among the k + 1 greatest router logits of any row."""
         gaps = [float("inf")]
-        for logits, experts in zip(self.router_logits, self.experts):
+        for logits, experts in zip(self.router_logits, self.experts, strict=True):
             top = logits.sort(dim=-1, descending=True).values[:, : experts.shape[1] + 1]
             gaps.append((top[:, :-1] - top[:, 1:]).min().item())
         return min(gaps)
+
+    def rerouted(self, other: "Trace") -> float:
+        """Share of rows, over all expert layers, for which the other run chose another set of experts."""
+        ours, theirs = (torch.stack(t.experts).sort(dim=-1).values for t in (self, other))
+        return (ours != theirs).any(dim=-1).float().mean().item()
 
 
 def draw_tokens(family: Family, length: int, generator: torch.Generator) -> torch.Tensor:
@@ -133,12 +138,12 @@ def make(family: Family) -> dict:
     generator = torch.Generator().manual_seed(family.seed + 1)
     token_ids, trace = trace_clear_cut(family, model, generator)
     # from_pretrained, not .to(bfloat16): the latter would also round the rope frequencies.
-    logits_bf16 = Trace(load(folder, torch.bfloat16), token_ids).logits
+    trace_bf16 = Trace(load(folder, torch.bfloat16), token_ids)
     arrays = {
         "token_ids": token_ids,
         "hidden": torch.stack(trace.hidden),
         "logits": trace.logits,
-        "logits_bf16": logits_bf16,
+        "logits_bf16": trace_bf16.logits,
         **greedy(family, model, generator),
     }
     if family.moe_layers:
@@ -146,7 +151,10 @@ def make(family: Family) -> dict:
     arrays = {
         name: (a.to(torch.int32) if not a.is_floating_point() else a.float()).contiguous() for name, a in arrays.items()
     }
-    facts = check_sane(family, arrays, trace)
+    facts = check_sane(family, arrays)
+    if family.moe_layers:
+        facts["smallest_router_gap"] = trace.smallest_router_gap()
+        facts["bf16_flips"] = trace.rerouted(trace_bf16)
     save_file(arrays, folder / "reference.safetensors")
     checkpoint.write_json(
         folder / "reference.json",
@@ -164,7 +172,7 @@ def make(family: Family) -> dict:
     return {"family": family.name, "bytes": size, **facts}
 
 
-def check_sane(family: Family, arrays: dict[str, torch.Tensor], trace: Trace) -> dict:
+def check_sane(family: Family, arrays: dict[str, torch.Tensor]) -> dict:
     """Numbers that say whether this reference can tell a right engine from a wrong one."""
     c = family.config
     assert arrays["hidden"].shape == (c["num_hidden_layers"] + 1, family.num_tokens, c["hidden_size"])
@@ -183,10 +191,9 @@ def check_sane(family: Family, arrays: dict[str, torch.Tensor], trace: Trace) ->
     if family.moe_layers:
         assert arrays["router_logits"].shape == (len(family.moe_layers), family.num_tokens, family.num_experts)
         assert arrays["experts"].shape[-1] == c["num_experts_per_tok"]
-        for layer, experts in zip(family.moe_layers, arrays["experts"]):
+        for layer, experts in zip(family.moe_layers, arrays["experts"], strict=True):
             share = experts.flatten().bincount(minlength=family.num_experts) / experts.numel()
             assert share.min() > 0, f"{family.name}: layer {layer} never uses expert {share.argmin()}"
-        facts["smallest_router_gap"] = trace.smallest_router_gap()
     return facts
 
 
@@ -218,6 +225,7 @@ def main() -> None:
         parser.error(f"no family {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     chosen = [known[name] for name in args.families or known]
     if args.check:
+        second_opinion.check_rope(GOLDEN / "rope.json")
         print_table([second_opinion.check(GOLDEN / f.name, f.misreadings) for f in chosen])
         return
     transformers.utils.logging.disable_progress_bar()

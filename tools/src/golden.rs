@@ -23,18 +23,18 @@ pub(crate) fn sizes(root: &Path) -> Result<(), String> {
             writeln!(table, "{family:<24} {:>9} bytes {:>3} files {share:>3} % of the limit", size.bytes, size.files);
     }
     print!("{table}");
-    println!("the tests compare with these; made by `cargo tools golden --make` (tools/golden/make.py)");
+    println!("made by `cargo tools golden --make`, computed a second way by `--check` (tools/golden/make.py)");
     Ok(())
 }
 
-/// Makes the golden data anew.
-pub(crate) fn make(root: &Path) -> Result<(), String> {
-    let mut python = Command::new("python3");
-    python.arg("tools/golden/make.py").current_dir(root);
-    match python.status() {
+/// Runs `tools/golden/make.py`, which makes the data anew or, with `--check`, computes it a second way and compares.
+pub(crate) fn python(root: &Path, arguments: &[&str]) -> Result<(), String> {
+    let status = Command::new("python3").arg("tools/golden/make.py").args(arguments).current_dir(root).status();
+    match status {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => Err(format!(
-            "tools/golden/make.py: {status}. It needs the versions of torch and transformers that it names"
+            "tools/golden/make.py: {status}. It needs the packages that tools/golden/requirements.txt pins: activate an \
+             environment that has them"
         )),
         Err(error) => Err(format!("python3 could not be started: {error}. Install Python 3")),
     }

@@ -16,7 +16,9 @@ usage: cargo tools COMMAND
 
   ci [--no-tests]   format, tidy, clippy, tests and docs, each with warnings denied; ends at the first failure
   tidy              the rules of the house that no compiler knows
-  golden [--make]   sizes of the golden data, or make it anew with transformers (Python; by hand, never in CI)
+  golden            sizes of the golden data
+  golden --make     make it anew with transformers, or
+  golden --check    compute it a second way and compare (both need Python and torch; by hand, never in CI)
 
 exit codes: 0 done, 1 failed, 2 wrong usage";
 
@@ -28,7 +30,8 @@ fn main() -> ExitCode {
         ["ci", "--no-tests"] => || ci::run(ci::Tests::Skip),
         ["tidy"] => || tidy::run(&root()?),
         ["golden"] => || golden::sizes(&root()?),
-        ["golden", "--make"] => || golden::make(&root()?),
+        ["golden", "--make"] => || golden::python(&root()?, &[]),
+        ["golden", "--check"] => || golden::python(&root()?, &["--check"]),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             return ExitCode::SUCCESS;

@@ -1,1 +1,65 @@
-fn main() {}
+//! `cargo tools`: the one entry point to everything that is done to this repository rather than with it.
+//!
+//! It checks the house before the house is built, so it needs almost nothing itself: the standard library and a TOML
+//! reader. Arguments are few enough to be matched by hand.
+#![forbid(unsafe_code)]
+
+mod ci;
+mod golden;
+mod tidy;
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+const USAGE: &str = "\
+usage: cargo tools COMMAND
+
+  ci [--no-tests]   format, tidy, clippy, tests and docs, each with warnings denied; ends at the first failure
+  tidy              the rules of the house that no compiler knows
+  golden            sizes of the golden data
+  golden --make     make it anew with transformers, or
+  golden --check    compute it a second way and compare (both need Python and torch; by hand, never in CI)
+
+exit codes: 0 done, 1 failed, 2 wrong usage";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let command: fn() -> Result<(), String> = match arguments[..] {
+        ["ci"] => || ci::run(ci::Tests::Run),
+        ["ci", "--no-tests"] => || ci::run(ci::Tests::Skip),
+        ["tidy"] => || tidy::run(&root()?),
+        ["golden"] => || golden::sizes(&root()?),
+        ["golden", "--make"] => || golden::python(&root()?, &[]),
+        ["golden", "--check"] => || golden::python(&root()?, &["--check"]),
+        ["help" | "--help" | "-h"] => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match command() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            eprintln!("{reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The checkout that the current folder is in.
+fn root() -> Result<PathBuf, String> {
+    output(Command::new("git").args(["rev-parse", "--show-toplevel"])).map(|path| PathBuf::from(path.trim_end()))
+}
+
+/// Standard output of a command that has to succeed.
+fn output(command: &mut Command) -> Result<String, String> {
+    let output = command.output().map_err(|error| format!("{command:?} could not be started: {error}"))?;
+    if !output.status.success() {
+        return Err(format!("{command:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr).trim_end()));
+    }
+    String::from_utf8(output.stdout).map_err(|_| format!("{command:?} wrote something that is not UTF-8"))
+}

@@ -1,0 +1,32 @@
+//! Files mapped for reading: the one place of this package where memory is not Rust's own.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use memmap2::Mmap;
+
+/// A file of weights, mapped read-only and shared with the page cache.
+pub struct MappedFile(Mmap);
+
+impl MappedFile {
+    /// Maps `path`, which must be a regular file. An empty file maps to no bytes.
+    ///
+    /// # Errors
+    /// Those of opening and mapping; `InvalidInput` if it is not a regular file.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+        }
+        // SAFETY: the map is private to this process and read-only; weights are not changed while a model is open, which
+        // is the contract of a model folder. A file that is cut short meanwhile ends the process with SIGBUS.
+        Ok(Self(unsafe { Mmap::map(&file)? }))
+    }
+
+    /// The file's bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}

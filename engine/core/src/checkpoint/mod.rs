@@ -1,0 +1,223 @@
+//! A model folder as Hugging Face publishes it: config.json and shards of safetensors, mapped and checked.
+//!
+//! Nothing is trusted: the shard's header passes the strict layer of [`header`], and the tensors found must be exactly
+//! those that config.json asks for, in name and shape. What comes out can be read without further checks.
+
+mod error;
+mod header;
+mod map;
+mod scan;
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use simd::Dtype;
+
+pub use error::CheckpointError;
+pub use map::MappedFile;
+
+use crate::config::ModelConfig;
+use header::TensorInfo;
+
+/// A folder's config and tensors.
+pub struct Checkpoint {
+    folder: PathBuf,
+    config: ModelConfig,
+    shards: Vec<Shard>,
+    tensors: HashMap<String, (usize, TensorInfo)>,
+}
+
+struct Shard {
+    path: PathBuf,
+    map: MappedFile,
+}
+
+/// A tensor of a checkpoint, in the map.
+#[derive(Clone, Copy)]
+pub struct Tensor<'a> {
+    /// Type of its values.
+    pub dtype: Dtype,
+    /// Shape, row-major.
+    pub shape: &'a [usize],
+    /// Little-endian values, aligned to the type.
+    pub bytes: &'a [u8],
+}
+
+/// Where a tensor's bytes lie, found once so that the forward pass looks up no names.
+#[derive(Clone, Debug)]
+pub struct Location {
+    shard: usize,
+    bytes: Range<usize>,
+}
+
+const INDEX_FILE: &str = "model.safetensors.index.json";
+const SINGLE_FILE: &str = "model.safetensors";
+const INDEX_BYTES_MAX: u64 = 256 << 20;
+
+impl Checkpoint {
+    /// Opens a folder: parses config.json, maps every shard, checks every header.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] says which file, which tensor, what was expected and what would help.
+    pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
+        let config = ModelConfig::from_file(&folder.join("config.json"))?;
+        let (files, placed) = shard_files(folder)?;
+        let mut shards = Vec::with_capacity(files.len());
+        let mut tensors: HashMap<String, (usize, TensorInfo)> = HashMap::new();
+        for (index, file) in files.iter().enumerate() {
+            let path = folder.join(file);
+            let map = MappedFile::open(&path).map_err(|source| CheckpointError::Open { path: path.clone(), source })?;
+            for (name, info) in header::read(&path, map.bytes())? {
+                if let Some((other, _)) = tensors.get(&name) {
+                    let other: &Shard = &shards[*other];
+                    return Err(CheckpointError::TwoShards { tensor: name, first: other.path.clone(), second: path });
+                }
+                tensors.insert(name, (index, info));
+            }
+            shards.push(Shard { path, map });
+        }
+        let checkpoint = Self { folder: folder.into(), config, shards, tensors };
+        checkpoint.check_index(&placed)?;
+        checkpoint.check_tensors()?;
+        Ok(checkpoint)
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What config.json says.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Paths and sizes in bytes of the shards, in the order of their names.
+    pub fn shards(&self) -> impl Iterator<Item = (&Path, &[u8])> {
+        self.shards.iter().map(|shard| (shard.path.as_path(), shard.map.bytes()))
+    }
+
+    /// A tensor by name. The names are those of [`ModelConfig::tensors`], whose presence `open` has checked.
+    ///
+    /// # Panics
+    /// If the name is not one of them: that is a bug, not a bad file.
+    pub fn tensor(&self, name: &str) -> Tensor<'_> {
+        let Some((shard, info)) = self.tensors.get(name) else { panic!("`{name}` is not a tensor of this model") };
+        let bytes = &self.shards[*shard].map.bytes()[info.bytes.clone()];
+        Tensor { dtype: info.dtype, shape: &info.shape, bytes }
+    }
+
+    /// Place of the tensor `name`; panics as [`Checkpoint::tensor`] does.
+    pub fn location(&self, name: &str) -> Location {
+        let Some((shard, info)) = self.tensors.get(name) else { panic!("`{name}` is not a tensor of this model") };
+        Location { shard: *shard, bytes: info.bytes.clone() }
+    }
+
+    /// The bytes at a place.
+    pub fn bytes(&self, location: &Location) -> &[u8] {
+        &self.shards[location.shard].map.bytes()[location.bytes.clone()]
+    }
+
+    /// Refuses NaN and infinite weights in tensor `name`: a damaged file is found before it speaks.
+    ///
+    /// # Errors
+    /// [`CheckpointError::NotFinite`] with shard, tensor, index and value.
+    pub fn check_finite(&self, name: &str) -> Result<(), CheckpointError> {
+        let tensor = self.tensor(name);
+        match scan::first_non_finite(tensor.dtype, tensor.bytes) {
+            None => Ok(()),
+            Some((index, value)) => {
+                let shard = self.shards[self.tensors[name].0].path.clone();
+                Err(CheckpointError::NotFinite { shard, tensor: name.into(), index, value })
+            }
+        }
+    }
+
+    fn check_index(&self, placed: &BTreeMap<String, String>) -> Result<(), CheckpointError> {
+        for (tensor, file) in placed {
+            let found = self.tensors.get(tensor).map(|(shard, _)| &self.shards[*shard].path);
+            if found != Some(&self.folder.join(file)) {
+                return Err(CheckpointError::NotInShard { tensor: tensor.clone(), shard: self.folder.join(file) });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_tensors(&self) -> Result<(), CheckpointError> {
+        let specs = self.config.tensors();
+        for spec in &specs {
+            let Some((shard, info)) = self.tensors.get(&spec.name) else {
+                return Err(CheckpointError::Missing { folder: self.folder.clone(), tensor: spec.name.clone() });
+            };
+            if info.shape != spec.shape {
+                return Err(CheckpointError::WrongShape {
+                    shard: self.shards[*shard].path.clone(),
+                    tensor: spec.name.clone(),
+                    want: spec.shape.clone(),
+                    got: info.shape.clone(),
+                });
+            }
+        }
+        let wanted: std::collections::HashSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
+        let mut extra: Vec<&String> =
+            self.tensors.keys().filter(|name| !wanted.contains(name.as_str()) && !is_derived(name)).collect();
+        extra.sort();
+        match extra.first() {
+            None => Ok(()),
+            Some(name) => Err(CheckpointError::Unexpected {
+                folder: self.folder.clone(),
+                tensor: (*name).clone(),
+                others: extra.len() - 1,
+            }),
+        }
+    }
+}
+
+/// Tensors that some exporters write though they follow from the others: rope tables, and the tied output matrix is
+/// not among them because a tied checkpoint that holds a different one would be read wrongly.
+fn is_derived(name: &str) -> bool {
+    name.ends_with(".rotary_emb.inv_freq")
+}
+
+/// The files to map, and where the index says each tensor is (empty without an index).
+fn shard_files(folder: &Path) -> Result<(Vec<String>, BTreeMap<String, String>), CheckpointError> {
+    let index = folder.join(INDEX_FILE);
+    if !index.exists() {
+        if folder.join(SINGLE_FILE).exists() {
+            return Ok((vec![SINGLE_FILE.into()], BTreeMap::new()));
+        }
+        return Err(CheckpointError::NoWeights { folder: folder.into() });
+    }
+    let bytes = std::fs::metadata(&index)
+        .and_then(|facts| if facts.len() > INDEX_BYTES_MAX { Ok(None) } else { std::fs::read(&index).map(Some) })
+        .map_err(|source| CheckpointError::Open { path: index.clone(), source })?;
+    let Some(bytes) = bytes else {
+        return Err(CheckpointError::Index { path: index, why: format!("it is larger than {INDEX_BYTES_MAX} bytes") });
+    };
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let parsed: Index = serde_json::from_slice(&bytes)
+        .map_err(|error| CheckpointError::Index { path: index.clone(), why: error.to_string() })?;
+    let mut files: Vec<String> = parsed.weight_map.values().cloned().collect();
+    files.sort();
+    files.dedup();
+    if let Some(bad) = files.iter().find(|file| !is_shard_name(file)) {
+        let why = format!("`{bad}` is not a shard's name: letters, digits, `.`, `_` and `-`, ending in .safetensors");
+        return Err(CheckpointError::Index { path: index, why });
+    }
+    if files.is_empty() {
+        return Err(CheckpointError::Index { path: index, why: "its weight_map is empty".into() });
+    }
+    Ok((files, parsed.weight_map))
+}
+
+fn is_shard_name(file: &str) -> bool {
+    let plain = file.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    plain && file.ends_with(".safetensors") && !file.starts_with('.') && file.len() <= 255
+}
+
+#[cfg(test)]
+mod tests;

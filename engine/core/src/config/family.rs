@@ -1,0 +1,137 @@
+//! The table of families: what a checkpoint of each calls its tensors and which of the forward pass's choices it takes.
+//!
+//! Adding a family is a row here, golden data and a line in the README. Formulas and names are those of transformers'
+//! modeling files; biases, norms and windows are said per family because their config.json does not say them.
+
+use super::fields::Fields;
+use super::{AttentionBias, ConfigError, QkNorm};
+
+/// One row of the table.
+#[derive(Debug, PartialEq)]
+pub struct Family {
+    /// `model_type` in config.json.
+    pub model_type: &'static str,
+    /// Entry of `architectures` in config.json.
+    pub architecture: &'static str,
+    pub(super) attention_bias: AttentionBias,
+    pub(super) qk_norm: QkNorm,
+    pub(super) window: WindowRule,
+    pub(super) mlp: MlpRule,
+    pub(super) moe_names: MoeNames,
+    /// What `tie_word_embeddings` is where config.json leaves it out.
+    pub(super) tied_by_default: bool,
+}
+
+/// Which layers attend within `sliding_window` when config.json has no `layer_types`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum WindowRule {
+    /// The field is not part of the family.
+    Never,
+    /// All layers, if the size is given (Mistral).
+    Always,
+    /// All layers, if `use_sliding_window` (Qwen3-MoE).
+    IfUsed,
+    /// Layers from `max_window_layers` on, if `use_sliding_window` (Qwen2, Qwen3).
+    IfUsedFromLayer,
+}
+
+/// How config.json describes the feed-forward parts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum MlpRule {
+    /// `intermediate_size` in every layer.
+    Dense,
+    /// Experts of `intermediate_size` in every layer, weights always divided by their sum.
+    Mixtral,
+    /// Experts of `moe_intermediate_size`, save in `mlp_only_layers` and between `decoder_sparse_step`s.
+    QwenMoe,
+}
+
+/// Names of a mixture of experts within a layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct MoeNames {
+    pub(super) router: &'static str,
+    pub(super) experts: &'static str,
+    pub(super) gate: &'static str,
+    pub(super) up: &'static str,
+    pub(super) down: &'static str,
+}
+
+const QWEN_MOE: MoeNames = MoeNames {
+    router: "mlp.gate.weight",
+    experts: "mlp.experts",
+    gate: "gate_proj.weight",
+    up: "up_proj.weight",
+    down: "down_proj.weight",
+};
+
+const MIXTRAL: MoeNames = MoeNames {
+    router: "block_sparse_moe.gate.weight",
+    experts: "block_sparse_moe.experts",
+    gate: "w1.weight",
+    up: "w3.weight",
+    down: "w2.weight",
+};
+
+const LLAMA: Family = Family {
+    model_type: "llama",
+    architecture: "LlamaForCausalLM",
+    attention_bias: AttentionBias::None,
+    qk_norm: QkNorm::None,
+    window: WindowRule::Never,
+    mlp: MlpRule::Dense,
+    moe_names: QWEN_MOE,
+    tied_by_default: false,
+};
+
+/// Every family that loads.
+pub static FAMILIES: [Family; 6] = [
+    LLAMA,
+    Family { model_type: "mistral", architecture: "MistralForCausalLM", window: WindowRule::Always, ..LLAMA },
+    Family {
+        model_type: "qwen2",
+        architecture: "Qwen2ForCausalLM",
+        attention_bias: AttentionBias::Qkv,
+        window: WindowRule::IfUsedFromLayer,
+        ..LLAMA
+    },
+    Family {
+        model_type: "qwen3",
+        architecture: "Qwen3ForCausalLM",
+        qk_norm: QkNorm::PerHead,
+        window: WindowRule::IfUsedFromLayer,
+        ..LLAMA
+    },
+    Family {
+        model_type: "qwen3_moe",
+        architecture: "Qwen3MoeForCausalLM",
+        qk_norm: QkNorm::PerHead,
+        window: WindowRule::IfUsed,
+        mlp: MlpRule::QwenMoe,
+        ..LLAMA
+    },
+    Family {
+        model_type: "mixtral",
+        architecture: "MixtralForCausalLM",
+        window: WindowRule::Always,
+        mlp: MlpRule::Mixtral,
+        moe_names: MIXTRAL,
+        ..LLAMA
+    },
+];
+
+impl Family {
+    /// The row that config.json names by `architectures`, or by `model_type` where that is absent.
+    pub(super) fn find(root: &Fields) -> Result<&'static Self, ConfigError> {
+        let listed = root.optional_list("architectures")?.and_then(|list| list.first()).and_then(|name| name.as_str());
+        let found = match (listed, root.optional_text("model_type")?) {
+            (Some(name), _) => FAMILIES.iter().find(|family| family.architecture == name).ok_or(name),
+            (None, Some(name)) => FAMILIES.iter().find(|family| family.model_type == name).ok_or(name),
+            (None, None) => return Err(root.wrong("architectures", "is missing".into())),
+        };
+        found.map_err(|got| ConfigError::Architecture {
+            path: root.path().into(),
+            got: got.into(),
+            supported: FAMILIES.iter().map(|family| family.architecture).collect::<Vec<_>>().join(", "),
+        })
+    }
+}

@@ -1,0 +1,89 @@
+use std::path::Path;
+
+use super::*;
+
+fn parse(json: &str) -> Result<ModelConfig, ConfigError> {
+    ModelConfig::from_json(Path::new("config.json"), json.as_bytes())
+}
+
+const QWEN3_30B_A3B: &str = r#"{"architectures": ["Qwen3MoeForCausalLM"], "attention_bias": false,
+    "decoder_sparse_step": 1, "head_dim": 128, "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 6144,
+    "max_position_embeddings": 40960, "max_window_layers": 48, "mlp_only_layers": [], "model_type": "qwen3_moe",
+    "moe_intermediate_size": 768, "norm_topk_prob": true, "num_attention_heads": 32, "num_experts": 128,
+    "num_experts_per_tok": 8, "num_hidden_layers": 48, "num_key_value_heads": 4, "rms_norm_eps": 1e-06,
+    "rope_scaling": null, "rope_theta": 1000000.0, "sliding_window": null, "tie_word_embeddings": false,
+    "torch_dtype": "bfloat16", "use_sliding_window": false, "vocab_size": 151936}"#;
+
+fn parameters(config: &ModelConfig) -> usize {
+    config.tensors().iter().map(|spec| spec.shape.iter().product::<usize>()).sum()
+}
+
+#[test]
+fn the_tensors_of_published_configs_add_up_to_their_published_parameter_counts() {
+    assert_eq!(parameters(&parse(QWEN3_30B_A3B).unwrap()), 30_532_122_624);
+    let mixtral = r#"{"architectures": ["MixtralForCausalLM"], "hidden_act": "silu", "hidden_size": 4096,
+        "intermediate_size": 14336, "max_position_embeddings": 32768, "num_attention_heads": 32,
+        "num_experts_per_tok": 2, "num_hidden_layers": 32, "num_key_value_heads": 8, "num_local_experts": 8,
+        "rms_norm_eps": 1e-05, "rope_theta": 1000000.0, "sliding_window": null, "tie_word_embeddings": false,
+        "vocab_size": 32000}"#;
+    assert_eq!(parameters(&parse(mixtral).unwrap()), 46_702_792_704);
+    let qwen3 = r#"{"architectures": ["Qwen3ForCausalLM"], "head_dim": 128, "hidden_size": 1024,
+        "intermediate_size": 3072, "max_position_embeddings": 40960, "num_attention_heads": 16,
+        "num_hidden_layers": 28, "num_key_value_heads": 8, "rms_norm_eps": 1e-06, "rope_theta": 1000000,
+        "tie_word_embeddings": true, "vocab_size": 151936}"#;
+    assert_eq!(parameters(&parse(qwen3).unwrap()), 596_049_920);
+    let qwen2 = r#"{"architectures": ["Qwen2ForCausalLM"], "hidden_size": 8192, "intermediate_size": 29568,
+        "max_position_embeddings": 32768, "max_window_layers": 80, "num_attention_heads": 64,
+        "num_hidden_layers": 80, "num_key_value_heads": 8, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
+        "sliding_window": 131072, "use_sliding_window": false, "tie_word_embeddings": false, "vocab_size": 152064}"#;
+    let qwen2 = parse(qwen2).unwrap();
+    assert_eq!(parameters(&qwen2), 72_706_203_648);
+    assert!(qwen2.layers.iter().all(|layer| layer.window.is_none()), "a window that is not used is no window");
+}
+
+#[test]
+fn both_dialects_of_config_json_give_the_same_model() {
+    let newer = QWEN3_30B_A3B
+        .replace("\"num_experts\"", "\"num_local_experts\"")
+        .replace("\"torch_dtype\"", "\"dtype\"")
+        .replace("\"rope_scaling\": null, \"rope_theta\": 1000000.0", "\"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 1000000.0}");
+    assert_ne!(newer, QWEN3_30B_A3B);
+    assert_eq!(parse(&newer).unwrap(), parse(QWEN3_30B_A3B).unwrap());
+}
+
+#[test]
+fn a_wrong_field_is_named_with_what_it_may_be() {
+    for (from, to, part) in [
+        ("\"hidden_size\": 2048", "\"hidden_size\": -1", "`hidden_size` is -1; it must be a whole number"),
+        ("\"num_key_value_heads\": 4", "\"num_key_value_heads\": 5", "does not divide num_attention_heads"),
+        ("\"num_experts_per_tok\": 8", "\"num_experts_per_tok\": 129", "from 1 to 128"),
+        ("\"rope_scaling\": null", "\"rope_scaling\": {\"rope_type\": \"longrope\"}", "supported: default, linear"),
+        ("\"hidden_act\": \"silu\"", "\"hidden_act\": \"gelu\"", "supported: silu"),
+        ("Qwen3MoeForCausalLM", "GemmaForCausalLM", "supported: LlamaForCausalLM"),
+        ("\"vocab_size\": 151936", "\"vocab_size\": 99999999999", "`vocab_size`"),
+        ("\"rms_norm_eps\": 1e-06", "\"rms_norm_eps\": \"x\"", "must be a positive number"),
+        ("\"decoder_sparse_step\": 1", "\"quantization_config\": {}", "unquantised"),
+    ] {
+        assert!(QWEN3_30B_A3B.contains(from), "{from}");
+        let error = parse(&QWEN3_30B_A3B.replace(from, to)).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+    assert!(parse("[]").is_err());
+    assert!(parse("{").is_err());
+}
+
+#[test]
+fn windows_follow_the_rule_of_the_family_or_the_list_of_layers() {
+    let base = r#"{"architectures": ["Qwen2ForCausalLM"], "hidden_size": 64, "intermediate_size": 64,
+        "max_position_embeddings": 512, "num_attention_heads": 4, "num_hidden_layers": 3, "rms_norm_eps": 1e-06,
+        "sliding_window": 16, "use_sliding_window": true, "max_window_layers": 2, "vocab_size": 100}"#;
+    let windows = |json: &str| parse(json).unwrap().layers.iter().map(|layer| layer.window).collect::<Vec<_>>();
+    assert_eq!(windows(base), [None, None, Some(16)]);
+    assert_eq!(windows(&base.replace("Qwen2", "Mistral")), [Some(16); 3]);
+    assert_eq!(windows(&base.replace("Qwen2", "Llama")), [None; 3]);
+    let listed = base.replace(
+        "\"max_window_layers\": 2",
+        "\"layer_types\": [\"sliding_attention\", \"full_attention\", \"sliding_attention\"]",
+    );
+    assert_eq!(windows(&listed), [Some(16), None, Some(16)]);
+}

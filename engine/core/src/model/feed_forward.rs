@@ -1,0 +1,163 @@
+//! Feed-forward part of one layer: a gated MLP, or a router and experts.
+//!
+//! Expert weights are the largest thing in the process, and a token touches few of them. So work is ordered by bytes,
+//! not by arithmetic: route every row first, group rows by expert, then read each chosen expert once.
+
+use std::ops::Range;
+use std::slice;
+
+use numa::TileMut;
+use simd::matmul::{PANEL, Rows};
+use simd::elementwise;
+
+use super::forward::Observer;
+use super::linear::Into;
+use super::weights::{FeedForward, GatedMlp, Layer, Linear, Model};
+use super::workspace::{Assignments, Buffers, Crew, Workspace};
+use crate::config::Sparse;
+
+impl Model {
+    /// `residual += feed_forward(norm(residual))`
+    pub(super) fn feed_forward(
+        &self,
+        index: usize,
+        layer: &Layer,
+        rows: usize,
+        space: &mut Workspace,
+        observer: &mut dyn Observer,
+    ) {
+        let Workspace { crew, buffers, .. } = space;
+        self.norm_rows(&layer.post_attention_norm, rows, buffers, crew);
+        match &layer.feed_forward {
+            FeedForward::Dense(mlp) => self.dense(mlp, rows, buffers, crew),
+            FeedForward::Sparse { router, experts, shape } => {
+                self.route(router, shape, rows, buffers, crew);
+                let logits = &buffers.router_logits[..rows * shape.num_experts];
+                observer.routed(index, logits, &buffers.experts[..rows * shape.num_experts_per_tok]);
+                self.sparse(experts, shape, rows, buffers, crew);
+            }
+        }
+    }
+
+    fn dense(&self, mlp: &GatedMlp, rows: usize, buffers: &mut Buffers, crew: &mut Crew) {
+        let hidden = self.config().hidden_size;
+        let Buffers { normed, prepared, identity, activated, residual, .. } = buffers;
+        let activated = &mut activated[..rows * mlp.down.cols];
+        self.prepare(&mlp.gate, &normed[..rows * hidden], prepared);
+        let everyone = Groups { mlps: slice::from_ref(mlp), chosen: &[0], rows: &[0..rows], select: identity };
+        self.gate_and_up(&everyone, prepared, activated, crew);
+        self.prepare(&mlp.down, activated, prepared);
+        self.project([&mlp.down], prepared, identity, Into::Add, &mut residual[..rows * hidden], crew);
+    }
+
+    /// Scores every expert for every row, chooses, and groups the rows by expert.
+    fn route(&self, router: &Linear, shape: &Sparse, rows: usize, buffers: &mut Buffers, crew: &mut Crew) {
+        let (num_experts, k) = (shape.num_experts, shape.num_experts_per_tok);
+        let Buffers { normed, prepared, identity, router_logits, .. } = buffers;
+        self.prepare(router, &normed[..rows * self.config().hidden_size], prepared);
+        let logits = &mut router_logits[..rows * num_experts];
+        self.project([router], prepared, identity, Into::Store, logits, crew);
+
+        let Buffers { router_logits, probabilities, experts, expert_weights, assignments, .. } = buffers;
+        for row in 0..rows {
+            let probabilities = &mut probabilities[..num_experts];
+            probabilities.copy_from_slice(&router_logits[row * num_experts..][..num_experts]);
+            elementwise::softmax(self.options.isa, probabilities);
+            let chosen = &mut experts[row * k..][..k];
+            simd::top_k(probabilities, chosen);
+            let weights = &mut expert_weights[row * k..][..k];
+            for (weight, expert) in weights.iter_mut().zip(&*chosen) {
+                *weight = probabilities[*expert as usize];
+            }
+            if shape.norm_topk_prob {
+                let sum: f32 = weights.iter().sum();
+                weights.iter_mut().for_each(|weight| *weight /= sum);
+            }
+        }
+        assignments.group(&experts[..rows * k], k, num_experts);
+    }
+
+    fn sparse(&self, experts: &[GatedMlp], shape: &Sparse, rows: usize, buffers: &mut Buffers, crew: &mut Crew) {
+        let (hidden, k) = (self.config().hidden_size, shape.num_experts_per_tok);
+        let count = rows * k;
+        let Buffers { normed, prepared, identity, activated, assignments, expert_out, .. } = buffers;
+        let Assignments { rows: select, experts: chosen, groups, .. } = &*assignments;
+        self.prepare(&experts[0].gate, &normed[..rows * hidden], prepared);
+        let activated = &mut activated[..count * shape.moe_intermediate_size];
+        self.gate_and_up(&Groups { mlps: experts, chosen, rows: groups, select }, prepared, activated, crew);
+
+        self.prepare(&experts[0].down, activated, prepared);
+        let of_assignments = Groups { mlps: experts, chosen, rows: groups, select: identity };
+        self.down(&of_assignments, prepared, &mut expert_out[..count * hidden], crew);
+
+        // A row's experts are summed in the order of their scores, and the sum goes onto the residual.
+        let Buffers { residual, normed, expert_out, expert_weights, assignments, .. } = buffers;
+        let isa = self.options.isa;
+        crew.pool.chunks(&mut crew.workers, &mut normed[..rows * hidden], hidden, |_, row, sum| {
+            sum.fill(0.0);
+            for choice in row * k..(row + 1) * k {
+                let from = assignments.of_choice[choice] as usize * hidden;
+                elementwise::add_scaled(isa, sum, &expert_out[from..from + hidden], expert_weights[choice]);
+            }
+        });
+        crew.pool.chunks(&mut crew.workers, &mut residual[..rows * hidden], hidden, |_, row, residual| {
+            elementwise::add_assign(isa, residual, &normed[row * hidden..][..hidden]);
+        });
+    }
+
+    /// `silu(gate x) * up x` of each group's MLP, into `out` `[assignments, intermediate_size]`.
+    fn gate_and_up(&self, groups: &Groups, prepared: &Rows, out: &mut [f32], crew: &mut Crew) {
+        let width = groups.mlps[0].gate.rows;
+        crew.cut([width], groups.most_rows());
+        let Crew { pool, workers, cuts } = crew;
+        pool.tiles(workers, out, width, groups.rows, cuts, |worker, mut tile: TileMut<'_, f32>| {
+            let (mlp, select, cols) = (groups.mlp(tile.group()), &groups.select[tile.rows()], tile.cols());
+            let gate = self.multiply(&mlp.gate, &cols, prepared, select, &mut worker.panel, &mut worker.sums);
+            let up = self.multiply(&mlp.up, &cols, prepared, select, &mut worker.panel, &mut worker.up_sums);
+            for row in 0..select.len() {
+                for (panel, out) in tile.row_mut(row).chunks_mut(PANEL).enumerate() {
+                    let at = panel * select.len() + row;
+                    let lanes = ..out.len();
+                    elementwise::silu_mul(self.options.isa, &gate[at][lanes], &up[at][lanes], out);
+                }
+            }
+        });
+    }
+
+    /// `down x` of each group's expert, into `out` `[assignments, hidden_size]`.
+    fn down(&self, groups: &Groups, prepared: &Rows, out: &mut [f32], crew: &mut Crew) {
+        let width = groups.mlps[0].down.rows;
+        crew.cut([width], groups.most_rows());
+        let Crew { pool, workers, cuts } = crew;
+        pool.tiles(workers, out, width, groups.rows, cuts, |worker, mut tile: TileMut<'_, f32>| {
+            let (mlp, select, cols) = (groups.mlp(tile.group()), &groups.select[tile.rows()], tile.cols());
+            let sums = self.multiply(&mlp.down, &cols, prepared, select, &mut worker.panel, &mut worker.sums);
+            for row in 0..select.len() {
+                for (panel, out) in tile.row_mut(row).chunks_mut(PANEL).enumerate() {
+                    out.copy_from_slice(&sums[panel * select.len() + row][..out.len()]);
+                }
+            }
+        });
+    }
+}
+
+/// Which rows go through which MLP.
+struct Groups<'a> {
+    mlps: &'a [GatedMlp],
+    /// MLP of each group.
+    chosen: &'a [usize],
+    /// Assignments of each group, ascending.
+    rows: &'a [Range<usize>],
+    /// Prepared row of each assignment.
+    select: &'a [u32],
+}
+
+impl<'a> Groups<'a> {
+    fn mlp(&self, group: usize) -> &'a GatedMlp {
+        &self.mlps[self.chosen[group]]
+    }
+
+    fn most_rows(&self) -> usize {
+        self.rows.iter().map(Range::len).max().unwrap_or(0)
+    }
+}

@@ -1,0 +1,91 @@
+//! Products with weight matrices, spread over the workers by output columns.
+//!
+//! A task is some rows times some panels of one matrix; the sums of an output element are never split, so any division
+//! into tasks gives the same bits.
+
+use std::ops::Range;
+
+use numa::TileMut;
+use simd::matmul::{PANEL, PanelScratch, Rows};
+
+use super::weights::{Linear, Model};
+use super::workspace::Crew;
+
+/// What becomes of a product.
+#[derive(Clone, Copy)]
+pub(super) enum Into {
+    /// `out = W x + b`
+    Store,
+    /// `out += W x + b`
+    Add,
+}
+
+impl Model {
+    /// Lays `x` `[rows, cols]` out as the kernels for `linear` read it.
+    pub(super) fn prepare(&self, linear: &Linear, x: &[f32], prepared: &mut Rows) {
+        prepared.prepare(self.options.isa, linear.dtype, self.options.activations, x, linear.cols);
+    }
+
+    /// Products of the prepared rows with several matrices, side by side in `out` `[rows, sum of their rows]`.
+    ///
+    /// All of them have one data type, and so take the form of activations that was prepared.
+    pub(super) fn project<const N: usize>(
+        &self,
+        linears: [&Linear; N],
+        prepared: &Rows,
+        identity: &[u32],
+        into: Into,
+        out: &mut [f32],
+        crew: &mut Crew,
+    ) {
+        let width: usize = linears.iter().map(|linear| linear.rows).sum();
+        let rows = out.len() / width;
+        crew.cut(linears.map(|linear| linear.rows), rows);
+        let select = &identity[..rows];
+        let Crew { pool, workers, cuts } = crew;
+        pool.tiles(workers, out, width, &[0..rows], cuts, |worker, mut tile: TileMut<'_, f32>| {
+            let (linear, cols) = at_column(&linears, tile.cols());
+            let sums = self.multiply(linear, &cols, prepared, select, &mut worker.panel, &mut worker.sums);
+            for row in 0..rows {
+                for (panel, out) in tile.row_mut(row).chunks_mut(PANEL).enumerate() {
+                    let sums = &sums[panel * rows + row];
+                    let bias = linear.bias.as_ref().map(|bias| &bias[cols.start + panel * PANEL..]);
+                    for (lane, out) in out.iter_mut().enumerate() {
+                        let product = sums[lane] + bias.map_or(0.0, |bias| bias[lane]);
+                        match into {
+                            Into::Store => *out = product,
+                            Into::Add => *out += product,
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// Columns `cols` of the products of the selected rows, as `[panel][row][PANEL]`; `cols` begins at a panel.
+    pub(super) fn multiply<'s>(
+        &self,
+        linear: &Linear,
+        cols: &Range<usize>,
+        prepared: &Rows,
+        select: &[u32],
+        scratch: &mut PanelScratch,
+        sums: &'s mut [[f32; PANEL]],
+    ) -> &'s [[f32; PANEL]] {
+        let panels = cols.start / PANEL..cols.end.div_ceil(PANEL);
+        let sums = &mut sums[..panels.len() * select.len()];
+        simd::matmul::multiply(self.options.isa, &self.matrix(linear), panels, prepared, select, scratch, sums);
+        sums
+    }
+}
+
+/// The matrix that holds column `cols` of matrices laid side by side, and the columns within it.
+fn at_column<'a>(linears: &[&'a Linear], mut cols: Range<usize>) -> (&'a Linear, Range<usize>) {
+    for linear in linears {
+        if cols.start < linear.rows {
+            return (linear, cols);
+        }
+        cols = cols.start - linear.rows..cols.end - linear.rows;
+    }
+    unreachable!("cuts end at the last matrix")
+}

@@ -1,0 +1,283 @@
+//! Every buffer of a step, a named field each, allocated once for the most rows that a step may have.
+
+use std::ops::Range;
+
+use numa::Pool;
+use simd::Dtype;
+use simd::attention::{AttendScratch, KV_BLOCK, KV_RUN};
+use simd::matmul::{PANEL, PanelScratch, Rows};
+
+use super::weights::{Load, Model};
+use crate::config::{Mlp, ModelConfig};
+
+/// Rows of one sequence that attend together, so that keys and values are read once for all of them.
+pub(super) const QUERY_TILE: usize = 16;
+
+/// Sums that a worker holds at a time: rows times panels. 128 KiB stay in a core's own cache.
+const SUMS: usize = 2048;
+
+pub(super) const RUN_BLOCKS: usize = KV_RUN / KV_BLOCK;
+
+/// Buffers and workers of the step loop.
+pub struct Workspace {
+    pub(super) crew: Crew,
+    pub(super) buffers: Buffers,
+    max_rows: usize,
+}
+
+/// Who computes: the pool, each worker's own scratch, and where output columns are cut into tasks.
+pub(super) struct Crew {
+    pub(super) pool: Pool,
+    pub(super) workers: Vec<Worker>,
+    pub(super) cuts: Vec<usize>,
+}
+
+/// What one worker needs for itself.
+pub(super) struct Worker {
+    pub(super) panel: PanelScratch,
+    pub(super) sums: Vec<[f32; PANEL]>,
+    pub(super) up_sums: Vec<[f32; PANEL]>,
+    pub(super) attend: AttendScratch,
+    pub(super) query: Vec<f32>, // [QUERY_TILE * group_size, head_dim]
+    pub(super) part: Vec<f32>,  // [QUERY_TILE * group_size, head_dim + 2]
+    pub(super) state: Vec<f32>, // the same, over all runs so far
+    pub(super) visible: Vec<Range<usize>>,
+}
+
+/// Activations of a step of `rows` rows.
+pub(super) struct Buffers {
+    pub(super) residual: Vec<f32>, // [rows, hidden_size]
+    pub(super) normed: Vec<f32>,   // [rows, hidden_size]
+    pub(super) prepared: Rows,     // the input of the product under way
+    pub(super) identity: Vec<u32>, // 0, 1, 2, …
+    pub(super) cos: Vec<f32>,      // [rows, rotary_dim / 2]
+    pub(super) sin: Vec<f32>,
+    pub(super) qkv: Vec<f32>,      // [rows, query_size + 2 * key_value_size]
+    pub(super) attended: Vec<f32>, // [rows, query_size]
+    pub(super) tiles: Vec<Range<usize>>,
+    pub(super) activated: Vec<f32>,     // [rows, intermediate_size] or [assignments, moe_intermediate_size]
+    pub(super) router_logits: Vec<f32>, // [rows, num_experts]
+    pub(super) probabilities: Vec<f32>, // [num_experts], of one row
+    pub(super) experts: Vec<u32>,       // [rows, num_experts_per_tok]
+    pub(super) expert_weights: Vec<f32>,
+    pub(super) assignments: Assignments,
+    pub(super) expert_out: Vec<f32>, // [assignments, hidden_size]
+    pub(super) logits: Vec<f32>,     // [wanted rows, vocab_size]
+}
+
+/// Rows grouped by expert.
+#[derive(Default)]
+pub(super) struct Assignments {
+    /// Row of each assignment, grouped by expert.
+    pub(super) rows: Vec<u32>,
+    /// Assignment of each row's choice: `[rows, num_experts_per_tok]`.
+    pub(super) of_choice: Vec<u32>,
+    /// Experts that have rows, ascending.
+    pub(super) experts: Vec<usize>,
+    /// Their assignments.
+    pub(super) groups: Vec<Range<usize>>,
+}
+
+/// Sizes of all buffers, from which the planner knows their bytes before they are allocated.
+#[derive(Clone, Copy, Debug)]
+pub struct WorkspaceShape {
+    max_rows: usize,
+    max_logits: usize,
+    threads: usize,
+    hidden_size: usize,
+    vocab_size: usize,
+    head_dim: usize,
+    query_size: usize,
+    qkv_size: usize,
+    rotary_pairs: usize,
+    /// Rows that one attention kernel takes.
+    kernel_rows: usize,
+    /// Columns of the widest matrix.
+    widest: usize,
+    /// Floats between gate/up and down, of one row.
+    activated: usize,
+    num_experts: usize,
+    /// Experts that a row goes through; 0 in a model without experts.
+    choices: usize,
+    /// Row-major matrices are laid into panels on the way.
+    packs: bool,
+}
+
+impl WorkspaceShape {
+    /// For steps of up to `max_rows` rows, `max_logits` of them with logits, on `threads` workers.
+    pub fn new(config: &ModelConfig, load: Load, max_rows: usize, max_logits: usize, threads: usize) -> Self {
+        let mut shape = Self {
+            max_rows,
+            max_logits,
+            threads,
+            hidden_size: config.hidden_size,
+            vocab_size: config.vocab_size,
+            head_dim: config.head_dim,
+            query_size: config.query_size(),
+            qkv_size: config.query_size() + 2 * config.key_value_size(),
+            rotary_pairs: config.rope.rotary_dim / 2,
+            kernel_rows: QUERY_TILE * config.group_size(),
+            widest: config.hidden_size.max(config.query_size()),
+            activated: 0,
+            num_experts: 0,
+            choices: 0,
+            packs: load == Load::Mapped,
+        };
+        for layer in &config.layers {
+            let (width, copies) = match &layer.mlp {
+                Mlp::Dense { intermediate_size } => (*intermediate_size, 1),
+                Mlp::Sparse(sparse) => {
+                    shape.num_experts = shape.num_experts.max(sparse.num_experts);
+                    shape.choices = shape.choices.max(sparse.num_experts_per_tok);
+                    (sparse.moe_intermediate_size, sparse.num_experts_per_tok)
+                }
+            };
+            shape.widest = shape.widest.max(width);
+            shape.activated = shape.activated.max(width * copies);
+        }
+        shape
+    }
+
+    fn assignments(&self) -> usize {
+        self.max_rows * self.choices.max(1)
+    }
+
+    fn sums(&self) -> usize {
+        SUMS.max(self.max_rows)
+    }
+
+    fn allocate(&self) -> (Vec<Worker>, Buffers) {
+        let floats = |count: usize| vec![0.0; count];
+        let panel = || match self.packs {
+            true => PanelScratch::with_capacity(Dtype::F32, self.widest).expect("config.json's limits keep this small"),
+            false => PanelScratch::default(),
+        };
+        let worker = || Worker {
+            panel: panel(),
+            sums: vec![[0.0; PANEL]; self.sums()],
+            up_sums: vec![[0.0; PANEL]; self.sums()],
+            attend: AttendScratch::with_capacity(self.kernel_rows),
+            query: floats(self.kernel_rows * self.head_dim),
+            part: floats(self.kernel_rows * (self.head_dim + 2)),
+            state: floats(self.kernel_rows * (self.head_dim + 2)),
+            visible: Vec::with_capacity(self.kernel_rows),
+        };
+        let (rows, choices) = (self.max_rows, self.max_rows * self.choices);
+        let buffers = Buffers {
+            residual: floats(rows * self.hidden_size),
+            normed: floats(rows * self.hidden_size),
+            prepared: Rows::with_capacity(self.assignments(), self.widest),
+            identity: (0..self.assignments() as u32).collect(),
+            cos: floats(rows * self.rotary_pairs),
+            sin: floats(rows * self.rotary_pairs),
+            qkv: floats(rows * self.qkv_size),
+            attended: floats(rows * self.query_size),
+            tiles: Vec::with_capacity(rows),
+            activated: floats(rows * self.activated),
+            router_logits: floats(rows * self.num_experts),
+            probabilities: floats(self.num_experts),
+            experts: vec![0; choices],
+            expert_weights: floats(choices),
+            assignments: Assignments {
+                rows: Vec::with_capacity(choices),
+                of_choice: Vec::with_capacity(choices),
+                experts: Vec::with_capacity(self.num_experts),
+                groups: Vec::with_capacity(self.num_experts),
+            },
+            expert_out: floats(choices * self.hidden_size),
+            logits: floats(self.max_logits * self.vocab_size),
+        };
+        ((0..self.threads).map(|_| worker()).collect(), buffers)
+    }
+
+    /// Bytes of everything that [`Workspace::new`] allocates.
+    pub fn bytes(&self) -> usize {
+        let Self { max_rows: rows, head_dim, kernel_rows, .. } = *self;
+        let panel = match self.packs {
+            true => PanelScratch::bytes_for(Dtype::F32, self.widest).expect("config.json's limits keep this small"),
+            false => 0,
+        };
+        let worker = panel
+            + 2 * self.sums() * size_of::<[f32; PANEL]>()
+            + AttendScratch::bytes_for(kernel_rows)
+            + kernel_rows * (head_dim + 2 * (head_dim + 2)) * 4
+            + kernel_rows * size_of::<Range<usize>>();
+        let per_row = 2 * self.hidden_size
+            + 2 * self.rotary_pairs
+            + self.qkv_size
+            + self.query_size
+            + self.activated
+            + self.num_experts
+            + self.choices * (4 + self.hidden_size);
+        let floats = rows * per_row + self.num_experts + self.max_logits * self.vocab_size + self.assignments();
+        let ranges = rows * size_of::<Range<usize>>() + self.num_experts * (8 + size_of::<Range<usize>>());
+        self.threads * worker + floats * 4 + ranges + Rows::bytes_for(self.assignments(), self.widest)
+    }
+}
+
+impl Workspace {
+    /// Allocates the buffers for steps of a model; the pool's threads are the workers.
+    pub fn new(model: &Model, pool: Pool, max_rows: usize, max_logits: usize) -> Self {
+        let shape =
+            WorkspaceShape::new(model.config(), model.options().load, max_rows, max_logits, pool.threads());
+        let (workers, buffers) = shape.allocate();
+        Self { crew: Crew { pool, workers, cuts: Vec::new() }, buffers, max_rows }
+    }
+
+    /// Most rows that a step may have.
+    pub fn max_rows(&self) -> usize {
+        self.max_rows
+    }
+
+    /// The logits of the rows that the last step wanted: `[wanted rows, vocab_size]`.
+    pub fn logits(&self) -> &[f32] {
+        &self.buffers.logits
+    }
+
+    /// The workers, for work between steps.
+    pub fn pool(&mut self) -> &mut Pool {
+        &mut self.crew.pool
+    }
+}
+
+impl Crew {
+    /// Cuts `[rows, widths…]`, matrices side by side, into tasks of whole panels. A task's sums fit its worker, and
+    /// every worker has a few tasks to take; where the cuts fall changes no bit.
+    pub(super) fn cut(&mut self, widths: impl IntoIterator<Item = usize> + Clone, rows: usize) {
+        let panels: usize = widths.clone().into_iter().map(|width| width.div_ceil(PANEL)).sum();
+        let fits = (SUMS / rows.max(1)).max(1);
+        let fair = panels.div_ceil(self.pool.threads() * 4).max(1);
+        let step = fits.min(fair) * PANEL;
+        self.cuts.clear();
+        self.cuts.push(0);
+        let mut end = 0;
+        for width in widths {
+            let start = end;
+            end += width;
+            self.cuts.extend((start + step..end).step_by(step));
+            self.cuts.push(end);
+        }
+    }
+}
+
+impl Assignments {
+    /// Groups rows by expert: `chosen` is `[rows, k]`.
+    pub(super) fn group(&mut self, chosen: &[u32], k: usize, num_experts: usize) {
+        self.rows.clear();
+        self.of_choice.clear();
+        self.of_choice.resize(chosen.len(), 0);
+        self.experts.clear();
+        self.groups.clear();
+        for expert in 0..num_experts {
+            let start = self.rows.len();
+            for (choice, _) in chosen.iter().enumerate().filter(|(_, chosen)| **chosen as usize == expert) {
+                self.of_choice[choice] = self.rows.len() as u32;
+                self.rows.push((choice / k) as u32);
+            }
+            if self.rows.len() > start {
+                self.experts.push(expert);
+                self.groups.push(start..self.rows.len());
+            }
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Counts every byte before it is allocated, from config.json alone, and refuses what does not fit.
+
+use serde::Serialize;
+use simd::Dtype;
+use simd::matmul::Matrix;
+
+use crate::config::ModelConfig;
+use crate::kv_cache::{KvShape, blocks_for};
+use crate::model::{Load, WorkspaceShape};
+
+/// What is to be run.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanRequest {
+    /// Positions that a sequence may have.
+    pub ctx_size: usize,
+    /// Sequences that run side by side.
+    pub width: usize,
+    /// Rows of prompts that a step takes.
+    pub ubatch_size: usize,
+    /// Workers.
+    pub threads: usize,
+    /// Type of keys and values.
+    pub kv_dtype: Dtype,
+    /// Where weights live.
+    pub load: Load,
+}
+
+/// Bytes of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// Parameters of the model.
+    pub parameters: u64,
+    /// Bytes of all tensors as published; they pass through the page cache.
+    pub checkpoint_bytes: u64,
+    /// Anonymous memory of the weights: panels with their padding, norms and biases.
+    pub weight_bytes: u64,
+    /// Anonymous memory of keys and values.
+    pub kv_bytes: u64,
+    /// Bytes of keys and values of one position.
+    pub kv_bytes_per_token: u64,
+    /// Anonymous memory of a step's buffers.
+    pub scratch_bytes: u64,
+    /// Page-cache pages without which the run would read from the disk: the embedding, or all of a mapped model.
+    pub mapped_bytes: u64,
+    /// All of that together.
+    pub total_bytes: u64,
+    /// Bytes of weights that one token reads.
+    pub bytes_per_token: u64,
+    /// Positions of a sequence.
+    pub ctx_size: usize,
+    /// Sequences side by side.
+    pub width: usize,
+}
+
+/// A plan that does not fit.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", self.message())]
+pub struct DoesNotFit {
+    /// What was asked for.
+    pub plan: Plan,
+    /// Bytes that there are.
+    pub available_bytes: u64,
+    /// Largest context that fits, if any does.
+    pub ctx_size_that_fits: Option<usize>,
+}
+
+impl DoesNotFit {
+    fn message(&self) -> String {
+        let Plan { total_bytes, weight_bytes, kv_bytes, scratch_bytes, mapped_bytes, ctx_size, width, .. } = &self.plan;
+        let needs = format!(
+            "needs {} ({} weights, {} keys and values for {width} x {ctx_size} tokens, {} scratch, {} mapped), but {} are available",
+            bytes(*total_bytes),
+            bytes(*weight_bytes),
+            bytes(*kv_bytes),
+            bytes(*scratch_bytes),
+            bytes(*mapped_bytes),
+            bytes(self.available_bytes),
+        );
+        match self.ctx_size_that_fits {
+            Some(ctx_size) => format!("{needs}; `--ctx-size {ctx_size}` fits"),
+            None => format!("{needs}; no context fits: the weights alone are too large for this machine"),
+        }
+    }
+}
+
+/// `n` bytes for people, in binary units.
+pub fn bytes(n: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let unit = (n.max(1).ilog2() / 10).min(4);
+    match unit {
+        0 => format!("{n} B"),
+        _ => format!("{:.2} {}", n as f64 / f64::from(1u32 << 10).powi(unit as i32), UNITS[unit as usize]),
+    }
+}
+
+impl Plan {
+    /// Counts the bytes of a run. `dtype_of` gives the type of a tensor: from the shards where they are at hand, else
+    /// from config.json.
+    pub fn new(config: &ModelConfig, dtype_of: impl Fn(&str) -> Dtype, request: &PlanRequest) -> Self {
+        let mut plan = Self {
+            parameters: 0,
+            checkpoint_bytes: 0,
+            weight_bytes: 0,
+            kv_bytes: 0,
+            kv_bytes_per_token: 0,
+            scratch_bytes: 0,
+            mapped_bytes: 0,
+            total_bytes: 0,
+            bytes_per_token: 0,
+            ctx_size: request.ctx_size,
+            width: request.width,
+        };
+        let active_experts: u64 = config.sparse_layers().map(|(_, sparse)| sparse.num_experts_per_tok as u64).sum();
+        let all_experts: u64 = config.sparse_layers().map(|(_, sparse)| sparse.num_experts as u64).sum();
+        let mut expert_bytes = 0;
+        for spec in config.tensors() {
+            let dtype = dtype_of(&spec.name);
+            let count = spec.shape.iter().map(|size| *size as u64).product::<u64>();
+            let published = count * dtype.size() as u64;
+            plan.parameters += count;
+            plan.checkpoint_bytes += published;
+            let panels = |plan: &mut Self| {
+                if request.load == Load::Resident {
+                    let shape = [spec.shape[0], spec.shape[1]];
+                    let padded = Matrix::panel_bytes(dtype, shape).expect("config.json's limits keep sizes far below 2^63");
+                    plan.weight_bytes += (padded as u64).next_multiple_of(64);
+                }
+            };
+            match spec.shape.len() {
+                1 => plan.weight_bytes += count * 4,
+                _ if spec.name == "model.embed_tokens.weight" => {
+                    plan.mapped_bytes += published;
+                    if config.tie_word_embeddings {
+                        panels(&mut plan);
+                        plan.bytes_per_token += published;
+                    }
+                }
+                _ if spec.name.contains(".experts.") => {
+                    panels(&mut plan);
+                    expert_bytes += published;
+                }
+                _ => {
+                    panels(&mut plan);
+                    plan.bytes_per_token += published;
+                }
+            }
+        }
+        if let Some(per_expert) = expert_bytes.checked_div(all_experts) {
+            plan.bytes_per_token += per_expert * active_experts;
+        }
+        if request.load == Load::Mapped {
+            plan.mapped_bytes = plan.checkpoint_bytes;
+        }
+        let kv = KvShape::new(config, request.kv_dtype, request.width * blocks_for(request.ctx_size));
+        plan.kv_bytes = kv.bytes() as u64;
+        plan.kv_bytes_per_token = kv.position_bytes() as u64;
+        let rows = request.ubatch_size + request.width;
+        plan.scratch_bytes =
+            WorkspaceShape::new(config, request.load, rows, request.width, request.threads).bytes() as u64;
+        plan.total_bytes = plan.weight_bytes + plan.kv_bytes + plan.scratch_bytes + plan.mapped_bytes;
+        plan
+    }
+
+    /// The plan, if it fits into `available_bytes`.
+    ///
+    /// # Errors
+    /// [`DoesNotFit`] with the largest context that would.
+    pub fn fit(
+        config: &ModelConfig,
+        dtype_of: impl Fn(&str) -> Dtype,
+        request: &PlanRequest,
+        available_bytes: u64,
+    ) -> Result<Self, Box<DoesNotFit>> {
+        let plan = Self::new(config, &dtype_of, request);
+        if plan.total_bytes <= available_bytes {
+            return Ok(plan);
+        }
+        // Only keys and values grow with the context, by whole blocks.
+        let rest = plan.total_bytes - plan.kv_bytes;
+        let block = KvShape::new(config, request.kv_dtype, request.width).bytes() as u64;
+        let blocks = available_bytes.saturating_sub(rest) / block;
+        let ctx_size_that_fits = (blocks > 0).then(|| blocks as usize * simd::attention::KV_BLOCK);
+        Err(Box::new(DoesNotFit { plan, available_bytes, ctx_size_that_fits }))
+    }
+}

@@ -1,0 +1,253 @@
+//! The engine: a model, its cache and workspace, and the sequences that share them.
+
+use std::collections::VecDeque;
+use std::io;
+use std::num::NonZeroUsize;
+use std::time::Instant;
+
+use numa::{Pinning, Pool};
+use simd::Dtype;
+
+use super::event::{Event, FinishReason, Refused, Request, SequenceId};
+use super::sequence::{After, Sequence};
+use crate::kv_cache::{BlockId, KvCache, KvShape, blocks_for};
+use crate::model::{Batch, Model, Row, Workspace};
+use crate::sampler::Sampler;
+use crate::text::{Detokenizer, StopStrings, Tokenizer};
+
+/// Sizes of an engine; with them every byte that it will ever take is known.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineOptions {
+    /// Workers.
+    pub threads: NonZeroUsize,
+    /// Type of keys and values in the cache.
+    pub kv_dtype: Dtype,
+    /// Positions that a sequence may have.
+    pub ctx_size: usize,
+    /// Sequences that run side by side.
+    pub width: usize,
+    /// Rows of prompts that a step takes.
+    pub ubatch_size: usize,
+}
+
+/// Why an engine did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The workers did not start.
+    #[error("cannot start {threads} workers: {source}")]
+    Workers {
+        /// Workers asked for.
+        threads: usize,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The cache did not get its memory.
+    #[error("cannot get {bytes} bytes for keys and values: {source}; lower `--ctx-size`")]
+    KvCache {
+        /// Bytes asked for.
+        bytes: usize,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A model and its sequences.
+pub struct Engine<'t> {
+    model: Model,
+    tokenizer: &'t Tokenizer,
+    eos: Vec<u32>,
+    options: EngineOptions,
+    kv: KvCache,
+    space: Workspace,
+    waiting: VecDeque<Sequence<'t>>,
+    running: Vec<Sequence<'t>>,
+    next_id: u64,
+    rows: Vec<Row>,
+    wanted: Vec<usize>,
+    /// Rows that the step under way takes of each running sequence.
+    taken: Vec<usize>,
+}
+
+impl<'t> Engine<'t> {
+    /// Starts workers and takes all memory that steps will need. `eos` are the tokens that end a sequence.
+    ///
+    /// # Errors
+    /// [`EngineError`] if threads or memory are not to be had.
+    pub fn new(
+        model: Model,
+        tokenizer: &'t Tokenizer,
+        eos: Vec<u32>,
+        options: EngineOptions,
+    ) -> Result<Self, EngineError> {
+        let mut pool = Pool::new(options.threads, Pinning::Pinned)
+            .map_err(|source| EngineError::Workers { threads: options.threads.get(), source })?;
+        let shape = KvShape::new(model.config(), options.kv_dtype, options.width * blocks_for(options.ctx_size));
+        let kv = KvCache::new(shape, &mut pool)
+            .map_err(|source| EngineError::KvCache { bytes: shape.bytes(), source })?;
+        let space = Workspace::new(&model, pool, options.ubatch_size + options.width, options.width);
+        Ok(Self {
+            model,
+            tokenizer,
+            eos,
+            options,
+            kv,
+            space,
+            waiting: VecDeque::new(),
+            running: Vec::with_capacity(options.width),
+            next_id: 0,
+            rows: Vec::with_capacity(options.ubatch_size + options.width),
+            wanted: Vec::with_capacity(options.width),
+            taken: Vec::with_capacity(options.width),
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The tokenizer that text goes through.
+    pub fn tokenizer(&self) -> &'t Tokenizer {
+        self.tokenizer
+    }
+
+    /// Its sizes.
+    pub fn options(&self) -> &EngineOptions {
+        &self.options
+    }
+
+    /// Whether any sequence waits or runs.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty()
+    }
+
+    /// The workers and the weights, for measuring between steps.
+    pub fn pool_and_weights(&mut self) -> (&mut Pool, &[u8]) {
+        (self.space.pool(), self.model.weight_bytes())
+    }
+
+    /// Takes a request; its sequence runs as soon as there is room.
+    ///
+    /// # Errors
+    /// [`Refused`] with the number that would fit. A request that is taken is never cut short for lack of room.
+    pub fn submit(&mut self, request: Request) -> Result<SequenceId, Refused> {
+        let vocab_size = self.model.config().vocab_size;
+        if request.tokens.is_empty() {
+            return Err(Refused::EmptyPrompt);
+        }
+        if let Some(position) = request.tokens.iter().position(|token| *token as usize >= vocab_size) {
+            return Err(Refused::Token { token: request.tokens[position], position, vocab_size });
+        }
+        let (prompt, max_tokens, ctx_size) = (request.tokens.len(), request.max_tokens, self.options.ctx_size);
+        if prompt.checked_add(max_tokens).is_none_or(|all| all > ctx_size) {
+            return Err(Refused::Context { prompt, max_tokens, ctx_size });
+        }
+        let id = SequenceId(self.next_id);
+        let sampler = Sampler::new(request.sampling, self.tokenizer.vocab_size().min(vocab_size))?;
+        let stop = StopStrings::new(request.stop.clone())?;
+        let detokenizer = Detokenizer::new(self.tokenizer);
+        self.next_id += 1;
+        self.waiting.push_back(Sequence::new(id, request, sampler, detokenizer, stop));
+        Ok(id)
+    }
+
+    /// Computes one step and appends what it brought to `events`.
+    pub fn step(&mut self, events: &mut Vec<Event>) {
+        self.admit(events);
+        if self.running.is_empty() {
+            return;
+        }
+        self.choose_rows();
+        let tables: Vec<&[BlockId]> = self.running.iter().map(|sequence| sequence.blocks.as_slice()).collect();
+        let batch = Batch { rows: &self.rows, tables: &tables, logits: &self.wanted };
+        let start = Instant::now();
+        self.model.forward(&batch, &mut self.kv, &mut self.space, &mut ());
+        let time = start.elapsed();
+
+        let weights = self.model.bytes_per_token();
+        let position_bytes = self.kv.shape().position_bytes();
+        for (sequence, rows) in self.running.iter_mut().zip(&self.taken) {
+            if *rows > 0 {
+                events.extend(sequence.computed(*rows, time, weights + sequence.tokens.len() * position_bytes));
+            }
+        }
+        self.draw(events);
+    }
+
+    /// Lets waiting sequences run while there are blocks for all that they may need. First come, first served: a small
+    /// request never overtakes a large one, or the large one might wait for ever.
+    fn admit(&mut self, events: &mut Vec<Event>) {
+        while self.running.len() < self.options.width {
+            let Some(next) = self.waiting.front() else { break };
+            let Some(blocks) = self.kv.take(blocks_for(next.positions_max())) else { break };
+            let Some(mut sequence) = self.waiting.pop_front() else { break };
+            sequence.blocks = blocks;
+            if sequence.wants_nothing() {
+                self.end(sequence, FinishReason::Length, events);
+            } else {
+                self.running.push(sequence);
+            }
+        }
+    }
+
+    /// One row of every sequence that decodes, and rows of prompts up to the chunk's size, oldest sequence first.
+    fn choose_rows(&mut self) {
+        self.rows.clear();
+        self.wanted.clear();
+        self.taken.clear();
+        let mut room = self.options.ubatch_size;
+        for (index, sequence) in self.running.iter().enumerate() {
+            let rows = if sequence.decodes() { 1 } else { sequence.pending().min(room) };
+            if !sequence.decodes() {
+                room -= rows;
+            }
+            self.taken.push(rows);
+            let positions = sequence.computed..sequence.computed + rows;
+            self.rows.extend(positions.map(|position| Row { token: sequence.tokens[position], position, sequence: index }));
+            if rows > 0 && rows == sequence.pending() {
+                self.wanted.push(self.rows.len() - 1);
+            }
+        }
+    }
+
+    /// Draws a token for every sequence whose last token was computed; those that end give their blocks back.
+    fn draw(&mut self, events: &mut Vec<Event>) {
+        let vocab_size = self.model.config().vocab_size;
+        let mut logits = self.space.logits().chunks_exact(vocab_size);
+        let mut ended = Vec::new();
+        for (index, sequence) in self.running.iter_mut().enumerate() {
+            if sequence.pending() > 0 {
+                continue;
+            }
+            let Some(logits) = logits.next() else { break };
+            let id = sequence.id;
+            match sequence.draw(logits, &self.eos) {
+                Ok((token, text, after)) => {
+                    events.push(Event::Token { id, token, text });
+                    if let After::Ended(reason) = after {
+                        ended.push((index, Ok(reason)));
+                    }
+                }
+                Err(error) => ended.push((index, Err(error))),
+            }
+        }
+        for (index, end) in ended.into_iter().rev() {
+            let sequence = self.running.remove(index);
+            match end {
+                Ok(reason) => self.end(sequence, reason, events),
+                Err(error) => {
+                    let id = sequence.id;
+                    self.kv.give_back(sequence.complete(FinishReason::Stop).1);
+                    events.push(Event::Failed { id, error });
+                }
+            }
+        }
+    }
+
+    fn end(&mut self, sequence: Sequence<'t>, reason: FinishReason, events: &mut Vec<Event>) {
+        let id = sequence.id;
+        let (completion, blocks) = sequence.complete(reason);
+        self.kv.give_back(blocks);
+        events.push(Event::Finished { id, completion });
+    }
+}

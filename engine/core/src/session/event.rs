@@ -1,0 +1,131 @@
+//! What goes into the step loop and what comes out of it.
+
+use super::timing::Timings;
+use crate::sampler::{SampleError, SamplingError, SamplingParams};
+use crate::text::TextError;
+
+/// A prompt and how to go on from it.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Token ids of the prompt.
+    pub tokens: Vec<u32>,
+    /// Most tokens to generate.
+    pub max_tokens: usize,
+    /// How tokens are chosen.
+    pub sampling: SamplingParams,
+    /// Texts that end the generation; they are not part of it.
+    pub stop: Vec<String>,
+}
+
+/// A sequence of this engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SequenceId(pub(super) u64);
+
+/// Why a request was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// Nothing to go on from.
+    #[error("the prompt has no tokens; give at least one")]
+    EmptyPrompt,
+    /// A token id that the embedding does not have.
+    #[error("token {token} at position {position} is not in the vocabulary of {vocab_size}")]
+    Token {
+        /// The id.
+        token: u32,
+        /// Where it stands.
+        position: usize,
+        /// Rows of the embedding.
+        vocab_size: usize,
+    },
+    /// Prompt and generation do not fit.
+    #[error(
+        "the prompt has {prompt} tokens and up to {max_tokens} were asked for, but a sequence has room for {ctx_size}; raise `--ctx-size` or ask for less"
+    )]
+    Context {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens asked for.
+        max_tokens: usize,
+        /// Positions of a sequence.
+        ctx_size: usize,
+    },
+    /// A sampling parameter is out of its range.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    /// A stop string cannot be used.
+    #[error(transparent)]
+    Stop(#[from] TextError),
+}
+
+/// Why a sequence ended without a usable result.
+#[derive(Debug, thiserror::Error)]
+pub enum SequenceError {
+    /// No token can be drawn from its logits.
+    #[error(transparent)]
+    Sample(#[from] SampleError),
+    /// Its tokens are no text.
+    #[error(transparent)]
+    Text(#[from] TextError),
+}
+
+/// What a step brought.
+#[derive(Debug)]
+pub enum Event {
+    /// Tokens of the prompt were computed.
+    Prefill {
+        /// The sequence.
+        id: SequenceId,
+        /// Tokens of the prompt computed so far.
+        done: usize,
+        /// Tokens of the prompt.
+        total: usize,
+    },
+    /// A token was drawn.
+    Token {
+        /// The sequence.
+        id: SequenceId,
+        /// The token.
+        token: u32,
+        /// Text that can be shown now; may be empty while a character or a stop string is incomplete.
+        text: String,
+    },
+    /// The sequence ended.
+    Finished {
+        /// The sequence.
+        id: SequenceId,
+        /// All of its text.
+        completion: Completion,
+    },
+    /// The sequence ended without a usable result.
+    Failed {
+        /// The sequence.
+        id: SequenceId,
+        /// Why.
+        error: SequenceError,
+    },
+}
+
+/// Why a generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FinishReason {
+    /// The model ended it, or a stop string.
+    Stop,
+    /// As many tokens as were asked for.
+    Length,
+}
+
+/// A finished generation.
+#[derive(Clone, Debug)]
+pub struct Completion {
+    /// Generated token ids, the ending one included.
+    pub tokens: Vec<u32>,
+    /// Their text, without special tokens and stop strings.
+    pub text: String,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// How long it took.
+    pub timings: Timings,
+}

@@ -1,0 +1,14 @@
+//! The step loop: sequences wait, are admitted, prefill, decode and end.
+//!
+//! One thread owns everything here. Each step takes one row of every decoding sequence and fills up with rows of
+//! prompts, computes them together, and draws a token wherever a sequence has come to its end. A sequence is admitted
+//! only when all KV blocks that it may ever need are free, so nothing that runs can be starved or evicted.
+
+mod engine;
+mod event;
+mod sequence;
+mod timing;
+
+pub use engine::{Engine, EngineError, EngineOptions};
+pub use event::{Completion, Event, FinishReason, Refused, Request, SequenceError, SequenceId};
+pub use timing::Timings;

@@ -1,0 +1,137 @@
+//! One sequence: its tokens, how many of them are in the cache, and the text that came of them.
+
+use std::time::Duration;
+
+use super::event::{Completion, Event, FinishReason, Request, SequenceError, SequenceId};
+use super::timing::Timings;
+use crate::kv_cache::BlockId;
+use crate::sampler::Sampler;
+use crate::text::{Detokenizer, Piece, StopStrings};
+
+pub(super) struct Sequence<'t> {
+    pub(super) id: SequenceId,
+    pub(super) tokens: Vec<u32>, // prompt, then generated
+    pub(super) computed: usize,  // positions whose keys and values are in the cache
+    pub(super) blocks: Vec<BlockId>,
+    prompt_tokens: usize,
+    max_tokens: usize,
+    sampler: Sampler,
+    detokenizer: Detokenizer<'t>,
+    stop: StopStrings,
+    text: String,
+    timings: Timings,
+}
+
+/// What a sequence does after a token.
+pub(super) enum After {
+    GoesOn,
+    Ended(FinishReason),
+}
+
+impl<'t> Sequence<'t> {
+    pub(super) fn new(
+        id: SequenceId,
+        request: Request,
+        sampler: Sampler,
+        detokenizer: Detokenizer<'t>,
+        stop: StopStrings,
+    ) -> Self {
+        let Request { mut tokens, max_tokens, .. } = request;
+        let prompt_tokens = tokens.len();
+        tokens.reserve_exact(max_tokens);
+        let timings = Timings { prefill_tokens: prompt_tokens, ..Timings::default() };
+        Self {
+            id,
+            tokens,
+            computed: 0,
+            blocks: Vec::new(),
+            prompt_tokens,
+            max_tokens,
+            sampler,
+            detokenizer,
+            stop,
+            text: String::new(),
+            timings,
+        }
+    }
+
+    /// Tokens that are not in the cache yet.
+    pub(super) fn pending(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    /// Positions that the sequence may come to need. The last token drawn is never computed.
+    pub(super) fn positions_max(&self) -> usize {
+        self.prompt_tokens + self.max_tokens.saturating_sub(1)
+    }
+
+    /// No token was asked for.
+    pub(super) fn wants_nothing(&self) -> bool {
+        self.max_tokens == 0
+    }
+
+    /// Its prompt is in the cache, and it has drawn a token.
+    pub(super) fn decodes(&self) -> bool {
+        self.tokens.len() > self.prompt_tokens
+    }
+
+    /// Counts a step that computed `rows` of this sequence's tokens.
+    pub(super) fn computed(&mut self, rows: usize, time: Duration, bytes: usize) -> Option<Event> {
+        self.computed += rows;
+        if self.decodes() {
+            self.timings.decode += time;
+            self.timings.decode_tokens += 1;
+            self.timings.decode_bytes += bytes;
+            return None;
+        }
+        self.timings.prefill += time;
+        Some(Event::Prefill { id: self.id, done: self.computed, total: self.prompt_tokens })
+    }
+
+    /// Draws the next token from `logits` `[vocab_size]` and turns it into text.
+    pub(super) fn draw(&mut self, logits: &[f32], eos: &[u32]) -> Result<(u32, String, After), SequenceError> {
+        // The counter is the token's place in the sequence: a sequence taken up again draws what it would have drawn.
+        let token = self.sampler.sample(logits, self.tokens.len() as u64)?.token;
+        self.tokens.push(token);
+        if eos.contains(&token) {
+            return Ok((token, self.finish_text(), After::Ended(FinishReason::Stop)));
+        }
+        let mut after = After::GoesOn;
+        let piece = self.detokenizer.push(token)?;
+        let mut text = match self.stop.push(&piece) {
+            Piece::Continue(text) => text,
+            Piece::Stopped(text) => {
+                after = After::Ended(FinishReason::Stop);
+                text
+            }
+        };
+        self.text.push_str(&text);
+        if matches!(after, After::GoesOn) && self.tokens.len() - self.prompt_tokens == self.max_tokens {
+            text.push_str(&self.finish_text());
+            after = After::Ended(FinishReason::Length);
+        }
+        Ok((token, text, after))
+    }
+
+    /// Text that was held back.
+    fn finish_text(&mut self) -> String {
+        let rest = self.detokenizer.finish();
+        let mut text = match self.stop.push(&rest) {
+            Piece::Continue(text) | Piece::Stopped(text) => text,
+        };
+        text.push_str(&self.stop.finish());
+        self.text.push_str(&text);
+        text
+    }
+
+    pub(super) fn complete(mut self, finish_reason: FinishReason) -> (Completion, Vec<BlockId>) {
+        let completion = Completion {
+            tokens: self.tokens.split_off(self.prompt_tokens),
+            text: self.text,
+            finish_reason,
+            prompt_tokens: self.prompt_tokens,
+            timings: self.timings,
+        };
+        (completion, self.blocks)
+    }
+}

@@ -1,0 +1,40 @@
+//! How long a sequence took and how many bytes its steps read, for the line that ends every generation.
+
+use std::time::Duration;
+
+/// Times of one sequence. Steps are shared by all sequences in them, so times of sequences that ran side by side
+/// overlap.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timings {
+    /// Tokens of the prompt.
+    pub prefill_tokens: usize,
+    /// Steps in which tokens of the prompt were computed.
+    pub prefill: Duration,
+    /// Tokens after the first.
+    pub decode_tokens: usize,
+    /// Steps in which those were computed.
+    pub decode: Duration,
+    /// Bytes of weights, keys and values that decoding read, as if the sequence were alone.
+    pub decode_bytes: usize,
+}
+
+impl Timings {
+    /// Tokens of the prompt per second.
+    pub fn prefill_rate(&self) -> f64 {
+        rate(self.prefill_tokens as f64, self.prefill)
+    }
+
+    /// Generated tokens per second.
+    pub fn decode_rate(&self) -> f64 {
+        rate(self.decode_tokens as f64, self.decode)
+    }
+
+    /// Bytes read per second while decoding.
+    pub fn decode_bandwidth(&self) -> f64 {
+        rate(self.decode_bytes as f64, self.decode)
+    }
+}
+
+fn rate(amount: f64, time: Duration) -> f64 {
+    if time.is_zero() { 0.0 } else { amount / time.as_secs_f64() }
+}

@@ -159,8 +159,8 @@ fn spin_until(limit: Duration, done: impl Fn() -> bool) -> bool {
 /// Workers that are made once and used for every parallel loop of the process.
 ///
 /// Loops are [`run`](Self::run), [`chunks`](Self::chunks) and [`tiles`](Self::tiles). None allocates. Which worker gets
-/// which task is left to chance, so a task's result must not depend on its scratch space. A panic in a task stops the
-/// hand-out of further tasks and goes on in the caller, after all workers have come back; the pool stays usable.
+/// which task is left to chance, so a task's result must not depend on its scratch space. A panic in a task goes on in
+/// the caller, after all workers have come back; tasks not begun by then may have run or not, and the pool stays usable.
 #[derive(Debug)]
 pub struct Pool {
     shared: Arc<Shared>,
@@ -239,36 +239,47 @@ impl Pool {
     /// # Panics
     /// When `scratch` has not [`threads`](Self::threads) elements, and with a task's own panic.
     pub fn run<S: Send>(&mut self, scratch: &mut [S], tasks: usize, task: impl Fn(&mut S, usize) + Sync) {
-        assert_eq!(scratch.len(), self.threads(), "a pool needs one scratch element for each of its threads");
         if tasks <= 1 || self.workers.is_empty() {
             // Waking others for one task only adds a hand-over.
+            self.check_scratch(scratch);
             (0..tasks).for_each(|index| task(&mut scratch[0], index));
             return;
         }
-        let scratch = Slots::new(scratch);
         let next = CachePadded::new(AtomicUsize::new(0));
+        self.broadcast(scratch, |scratch, _| {
+            loop {
+                let index = next.fetch_add(1, Relaxed);
+                if index >= tasks {
+                    break;
+                }
+                task(scratch, index);
+            }
+        });
+    }
+
+    /// Calls `task(scratch, worker)` once on each worker, worker 0 being the calling thread: for work that belongs to
+    /// a place rather than to whoever is free.
+    ///
+    /// # Panics
+    /// When `scratch` has not [`threads`](Self::threads) elements, and with a task's own panic.
+    pub fn broadcast<S: Send>(&mut self, scratch: &mut [S], task: impl Fn(&mut S, usize) + Sync) {
+        self.check_scratch(scratch);
+        let scratch = Slots::new(scratch);
         let first_panic = Mutex::new(None);
         self.dispatch(&|worker| {
-            // SAFETY: every worker of an epoch has an index of its own, below the length asserted above.
+            // SAFETY: every worker of an epoch has an index of its own, below the length that was checked.
             let scratch = unsafe { scratch.slot(worker) };
-            let outcome = catch_unwind(AssertUnwindSafe(|| {
-                loop {
-                    let index = next.fetch_add(1, Relaxed);
-                    if index >= tasks {
-                        break;
-                    }
-                    task(scratch, index);
-                }
-            }));
-            if let Err(panic) = outcome {
-                next.fetch_max(tasks, Relaxed);
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| task(scratch, worker))) {
                 keep_first(&first_panic, panic);
             }
         });
-        let first_panic = first_panic.into_inner().unwrap_or_else(PoisonError::into_inner);
-        if let Some(panic) = first_panic {
+        if let Some(panic) = first_panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
             resume_unwind(panic);
         }
+    }
+
+    fn check_scratch<S>(&self, scratch: &[S]) {
+        assert_eq!(scratch.len(), self.threads(), "a pool needs one scratch element for each of its threads");
     }
 
     /// Runs `body` once on every thread and returns when all have left it. `body` must not unwind.
@@ -427,6 +438,22 @@ mod tests {
             let mut counts = vec![0; threads];
             pool.run(&mut counts, 20, |count, _| *count += 1);
             assert_eq!(counts.iter().sum::<usize>(), 20);
+        }
+    }
+
+    #[test]
+    fn a_broadcast_runs_once_on_each_worker_with_its_own_scratch() {
+        for threads in [1, 2, 3, 8] {
+            let mut pool = pool(threads, Pinning::Pinned);
+            let mut seen: Vec<_> = (0..threads).map(|worker| (worker, vec![])).collect();
+            for _ in 0..3 {
+                pool.broadcast(&mut seen, |(own, seen), worker| {
+                    assert_eq!(*own, worker);
+                    seen.push(std::thread::current().id());
+                });
+            }
+            assert_eq!(seen[0].1[0], std::thread::current().id());
+            assert!(seen.iter().all(|(_, ids)| ids.len() == 3 && ids.iter().all(|id| *id == ids[0])));
         }
     }
 

@@ -10,5 +10,5 @@ mod merge;
 mod run;
 
 pub use block::{KV_BLOCK, KV_RUN, block_bytes, store};
-pub use merge::merge_runs;
+pub use merge::{begin, finish, fold_run};
 pub use run::{AttendScratch, attend_run};

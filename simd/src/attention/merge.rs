@@ -1,40 +1,52 @@
-//! Runs become one output.
+//! Runs become one output: a fold over the runs of a row, in their order.
+//!
+//! A fold needs no more memory for a hundred runs than for one, and whoever computed the parts, folding them in order
+//! gives the same bits. The state has the form of a part: maximum, sum and accumulators, `[head_dim + 2]` a row.
 
 use crate::elementwise::exp;
 
-/// Merges the parts of one row, in run order: each is what [`attend_run`](super::attend_run) wrote, `[head_dim + 2]`
-/// with maximum, sum and accumulators.
+/// Sets states of rows to "nothing seen": maximum -∞, sum and accumulators 0.
 ///
-/// `out` = Σ acc·exp(max - M) / Σ sum·exp(max - M), with M the greatest maximum. Anything non-finite in a part, or no
-/// visible position at all, makes the output NaN or infinite: never a silent zero. An attention sink is a part with its logit as
-/// maximum, 1 as sum and zeros.
+/// An attention sink begins instead with its logit as maximum and 1 as sum.
+pub fn begin(states: &mut [f32], head_dim: usize) {
+    for state in states.chunks_exact_mut(head_dim + 2) {
+        state.fill(0.0);
+        state[0] = f32::NEG_INFINITY;
+    }
+}
+
+/// Adds the parts of one more run, as [`attend_run`](super::attend_run) wrote them, to the states of the same rows.
+///
+/// With M the greater maximum, sums and accumulators of both sides are multiplied by `exp(max - M)` and added. Whatever
+/// is not finite stays so: never a silent zero.
 ///
 /// # Panics
-/// If a part is not `out.len() + 2` long.
-pub fn merge_runs<'a>(parts: impl Iterator<Item = &'a [f32]> + Clone, out: &mut [f32]) {
-    let mut max = f32::NEG_INFINITY;
-    for part in parts.clone() {
-        assert_eq!(part.len(), out.len() + 2, "maximum, sum and accumulators");
+/// If there are not as many states as parts.
+pub fn fold_run(states: &mut [f32], parts: &[f32], head_dim: usize) {
+    assert_eq!(states.len(), parts.len(), "a state for each part");
+    for (state, part) in states.chunks_exact_mut(head_dim + 2).zip(parts.chunks_exact(head_dim + 2)) {
+        if part[0] == f32::NEG_INFINITY {
+            continue; // nothing of this run is visible to the row
+        }
         // `f32::max` would drop a NaN.
-        if part[0] > max || part[0].is_nan() {
-            max = part[0];
-        }
-        if max.is_nan() {
-            break;
-        }
-    }
-    out.fill(0.0);
-    let mut sum = 0.0;
-    for part in parts {
-        let scale = exp(part[0] - max);
-        sum += part[1] * scale;
-        for (out, x) in out.iter_mut().zip(&part[2..]) {
-            *out += x * scale;
+        let max = if part[0] > state[0] || part[0].is_nan() { part[0] } else { state[0] };
+        let (old, new) = (exp(state[0] - max), exp(part[0] - max));
+        state[0] = max;
+        for (state, part) in state[1..].iter_mut().zip(&part[1..]) {
+            *state = *state * old + *part * new;
         }
     }
-    // A quotient by infinity would be zero.
-    let sum = if sum.is_finite() { sum } else { f32::NAN };
-    for out in out {
-        *out /= sum;
+}
+
+/// Outputs of the rows, `[rows, head_dim]`: accumulators divided by sums. A row that saw nothing becomes NaN.
+///
+/// # Panics
+/// If `out` is not for as many rows.
+pub fn finish(states: &[f32], head_dim: usize, out: &mut [f32]) {
+    assert_eq!(states.len() / (head_dim + 2), out.len() / head_dim, "an output for each state");
+    for (state, out) in states.chunks_exact(head_dim + 2).zip(out.chunks_exact_mut(head_dim)) {
+        for (out, sum) in out.iter_mut().zip(&state[2..]) {
+            *out = sum / state[1];
+        }
     }
 }

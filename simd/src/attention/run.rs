@@ -25,9 +25,9 @@ impl AttendScratch {
         Self { scores: vec![[0.0; KV_RUN]; rows] }
     }
 
-    /// Bytes that this holds allocated.
-    pub fn allocated_bytes(&self) -> usize {
-        self.scores.len() * size_of::<[f32; KV_RUN]>()
+    /// Bytes that scratch for `rows` rows takes.
+    pub const fn bytes_for(rows: usize) -> usize {
+        rows * size_of::<[f32; KV_RUN]>()
     }
 }
 

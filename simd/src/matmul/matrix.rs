@@ -174,15 +174,15 @@ impl PanelScratch {
     /// Enough for every row-major matrix of this dtype with up to `cols` columns. `None` if that is more than an
     /// address can say. Matrices in panels need none: [`PanelScratch::default`] will do.
     pub fn with_capacity(dtype: Dtype, cols: usize) -> Option<Self> {
-        let capacity = Matrix::one_panel_bytes(dtype, cols)?.checked_mul(PANELS_MAX)?;
-        let bytes = vec![0; capacity.checked_add(LINE_BYTES)?];
+        let capacity = Self::bytes_for(dtype, cols)?.checked_sub(LINE_BYTES)?;
+        let bytes = vec![0; capacity + LINE_BYTES];
         let skip = bytes.as_ptr().align_offset(LINE_BYTES).min(LINE_BYTES);
         Some(Self { bytes, skip, capacity })
     }
 
-    /// Bytes that this holds allocated.
-    pub fn allocated_bytes(&self) -> usize {
-        self.bytes.len()
+    /// Bytes that [`PanelScratch::with_capacity`] takes; `None` if that is more than an address can say.
+    pub fn bytes_for(dtype: Dtype, cols: usize) -> Option<usize> {
+        Matrix::one_panel_bytes(dtype, cols)?.checked_mul(PANELS_MAX)?.checked_add(LINE_BYTES)
     }
 
     pub(super) fn bytes_mut(&mut self, len: usize) -> &mut [u8] {

@@ -6,7 +6,6 @@
 //! are.
 
 use std::fmt;
-use std::slice::ChunksExactMut;
 use std::str::FromStr;
 
 use super::Matrix;
@@ -205,9 +204,13 @@ impl Rows {
         Self { words: vec![0; words], form, rows: 0 }
     }
 
-    /// Bytes that this holds allocated.
-    pub fn allocated_bytes(&self) -> usize {
-        self.words.len() * size_of::<u32>()
+    /// Bytes that [`Rows::with_capacity`] takes.
+    ///
+    /// # Panics
+    /// If that is more than an address can say.
+    pub fn bytes_for(rows: usize, cols: usize) -> usize {
+        let words = cols.checked_next_multiple_of(2).and_then(|cols| cols.checked_mul(rows));
+        words.and_then(|words| words.checked_mul(size_of::<u32>())).expect("rows fit in memory")
     }
 
     /// Prepares `x`, `[rows, cols]`, for weights of `dtype` on `isa`; `activations` rules only the products with BF16
@@ -220,13 +223,14 @@ impl Rows {
         assert_eq!(x.len(), rows * cols, "whole rows of {cols} columns");
         let (form, prepared) = self.start(isa, dtype, activations, rows, cols);
         if cols > 0 {
-            for (x, out) in x.chunks_exact(cols).zip(prepared) {
+            for (x, out) in x.chunks_exact(cols).zip(prepared.chunks_exact_mut(form.words())) {
                 form.prepare(x, out);
             }
         }
     }
 
-    /// As [`Rows::prepare`], for many workers: each of the `rows` chunks is then to be filled by [`RowForm::prepare`].
+    /// As [`Rows::prepare`], for many workers: each of the `rows` chunks of [`RowForm::words`]
+    /// words is then to be filled by [`RowForm::prepare`].
     ///
     /// # Panics
     /// If there is no room for as many rows.
@@ -237,12 +241,12 @@ impl Rows {
         activations: Activations,
         rows: usize,
         cols: usize,
-    ) -> (RowForm, ChunksExactMut<'_, u32>) {
+    ) -> (RowForm, &mut [u32]) {
         let form = RowForm::new(isa, dtype, activations, cols);
         let words = rows.checked_mul(form.words()).filter(|words| *words <= self.words.len());
         let Some(words) = words else { panic!("{rows} rows of {cols} columns in room for {} words", self.words.len()) };
         (self.form, self.rows) = (form, rows);
-        (form, self.words[..words].chunks_exact_mut(form.words().max(1)))
+        (form, &mut self.words[..words])
     }
 
     /// How the rows are prepared.

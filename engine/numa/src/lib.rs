@@ -5,9 +5,20 @@
 //! and those workers. It knows nothing of tensors or models.
 
 pub mod affinity;
+pub mod bandwidth;
+mod cgroup;
+pub mod cores;
 pub mod id_list;
+mod kernel_files;
+pub mod memory;
 pub mod partition;
 pub mod pool;
+pub mod region;
+pub mod topology;
 
+pub use bandwidth::read_bandwidth;
+pub use memory::{MemoryFacts, ProcessMemory};
 pub use partition::TileMut;
 pub use pool::{Pinning, Pool};
+pub use region::Region;
+pub use topology::Topology;

@@ -39,6 +39,7 @@ use crossbeam_utils::CachePadded;
 use rustix::thread::futex;
 
 use crate::affinity;
+use crate::cores;
 use crate::partition::Slots;
 
 /// Longer than the gaps between the loops of a step, shorter than anything a person or a power meter would notice.
@@ -179,7 +180,7 @@ impl Pool {
     /// # Errors
     /// When the system refuses a thread or its placement; threads started before that are gone again.
     pub fn new(threads: NonZeroUsize, pinning: Pinning) -> io::Result<Self> {
-        let cores = affinity::allowed_cores()?;
+        let cores: Vec<_> = cores::allowed()?.into_iter().map(|core| core.cpus).collect();
         let allowed_cpus: usize = cores.iter().map(Vec::len).sum();
         let pinned = pinning == Pinning::Pinned && threads.get() <= cores.len();
         let cores_of_threads: Vec<Vec<usize>> = if pinned {
@@ -484,7 +485,7 @@ mod tests {
 
     #[test]
     fn pinned_workers_have_a_core_each_and_the_caller_keeps_its_freedom() {
-        let cores = affinity::allowed_cores().unwrap();
+        let cores: Vec<_> = cores::allowed().unwrap().into_iter().map(|core| core.cpus).collect();
         let allowed = affinity::allowed_cpus().unwrap();
         let threads = cores.len();
         let mut pool = pool(threads, Pinning::Pinned);
@@ -507,7 +508,7 @@ mod tests {
 
     #[test]
     fn more_threads_than_cores_are_free_and_the_pool_says_so() {
-        let cores = affinity::allowed_cores().unwrap();
+        let cores: Vec<_> = cores::allowed().unwrap().into_iter().map(|core| core.cpus).collect();
         assert!(!pool(cores.len() + 1, Pinning::Pinned).pinned());
         assert!(!pool(1, Pinning::Free).pinned());
     }

@@ -39,7 +39,7 @@ impl KvShape {
 
     /// Bytes of one block in one layer and head: keys, then values.
     pub fn head_bytes(&self) -> usize {
-        attention::block_bytes(self.dtype, self.head_dim)
+        attention::block_bytes(self.dtype, self.head_dim).expect("config.json's limits keep a head small")
     }
 
     /// Bytes of one block in all layers and heads.
@@ -77,7 +77,7 @@ impl KvCache {
     /// If the system does not give the memory.
     pub fn new(shape: KvShape, pool: &mut Pool) -> io::Result<Self> {
         let mut region = Region::anonymous(shape.bytes())?;
-        region.prefault(pool)?;
+        region.prefault(Some(pool))?;
         let free = (0..shape.blocks as u32).rev().map(BlockId).collect();
         Ok(Self { shape, region, free })
     }

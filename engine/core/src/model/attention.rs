@@ -25,7 +25,7 @@ impl Model {
 
         let width = config.query_size() + 2 * config.key_value_size();
         let Buffers { normed, prepared, identity, qkv, .. } = buffers;
-        self.prepare(&layer.query, &normed[..rows * config.hidden_size], prepared);
+        self.prepare(&layer.query, &normed[..rows * config.hidden_size], prepared, crew);
         let linears = [&layer.query, &layer.key, &layer.value];
         self.project(linears, prepared, identity, Into::Store, &mut qkv[..rows * width], crew);
 
@@ -38,7 +38,7 @@ impl Model {
         self.attend(index, layer, batch, kv, buffers, crew);
 
         let Buffers { attended, prepared, identity, residual, .. } = buffers;
-        self.prepare(&layer.output, &attended[..rows * config.query_size()], prepared);
+        self.prepare(&layer.output, &attended[..rows * config.query_size()], prepared, crew);
         let residual = &mut residual[..rows * config.hidden_size];
         self.project([&layer.output], prepared, identity, Into::Add, residual, crew);
     }

@@ -43,10 +43,10 @@ impl Model {
         let hidden = self.config().hidden_size;
         let Buffers { normed, prepared, identity, activated, residual, .. } = buffers;
         let activated = &mut activated[..rows * mlp.down.cols];
-        self.prepare(&mlp.gate, &normed[..rows * hidden], prepared);
+        self.prepare(&mlp.gate, &normed[..rows * hidden], prepared, crew);
         let everyone = Groups { mlps: slice::from_ref(mlp), chosen: &[0], rows: &[0..rows], select: identity };
         self.gate_and_up(&everyone, prepared, activated, crew);
-        self.prepare(&mlp.down, activated, prepared);
+        self.prepare(&mlp.down, activated, prepared, crew);
         self.project([&mlp.down], prepared, identity, Into::Add, &mut residual[..rows * hidden], crew);
     }
 
@@ -54,7 +54,7 @@ impl Model {
     fn route(&self, router: &Linear, shape: &Sparse, rows: usize, buffers: &mut Buffers, crew: &mut Crew) {
         let (num_experts, k) = (shape.num_experts, shape.num_experts_per_tok);
         let Buffers { normed, prepared, identity, router_logits, .. } = buffers;
-        self.prepare(router, &normed[..rows * self.config().hidden_size], prepared);
+        self.prepare(router, &normed[..rows * self.config().hidden_size], prepared, crew);
         let logits = &mut router_logits[..rows * num_experts];
         self.project([router], prepared, identity, Into::Store, logits, crew);
 
@@ -82,11 +82,11 @@ impl Model {
         let count = rows * k;
         let Buffers { normed, prepared, identity, activated, assignments, expert_out, .. } = buffers;
         let Assignments { rows: select, experts: chosen, groups, .. } = &*assignments;
-        self.prepare(&experts[0].gate, &normed[..rows * hidden], prepared);
+        self.prepare(&experts[0].gate, &normed[..rows * hidden], prepared, crew);
         let activated = &mut activated[..count * shape.moe_intermediate_size];
         self.gate_and_up(&Groups { mlps: experts, chosen, rows: groups, select }, prepared, activated, crew);
 
-        self.prepare(&experts[0].down, activated, prepared);
+        self.prepare(&experts[0].down, activated, prepared, crew);
         let of_assignments = Groups { mlps: experts, chosen, rows: groups, select: identity };
         self.down(&of_assignments, prepared, &mut expert_out[..count * hidden], crew);
 

@@ -100,7 +100,7 @@ impl Model {
         }
         self.norm_rows(&self.final_norm, wanted, buffers, crew);
         let Buffers { normed, prepared, identity, logits, .. } = buffers;
-        self.prepare(&self.lm_head, &normed[..wanted * hidden], prepared);
+        self.prepare(&self.lm_head, &normed[..wanted * hidden], prepared, crew);
         let logits = &mut logits[..wanted * self.config().vocab_size];
         self.project([&self.lm_head], prepared, identity, Into::Store, logits, crew);
     }

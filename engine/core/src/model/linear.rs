@@ -8,7 +8,7 @@ use std::ops::Range;
 use numa::TileMut;
 use simd::matmul::{PANEL, PanelScratch, Rows};
 
-use super::weights::{Linear, Model};
+use super::weights::{Linear, Model, ModelOptions};
 use super::workspace::Crew;
 
 /// What becomes of a product.
@@ -22,8 +22,12 @@ pub(super) enum Into {
 
 impl Model {
     /// Lays `x` `[rows, cols]` out as the kernels for `linear` read it.
-    pub(super) fn prepare(&self, linear: &Linear, x: &[f32], prepared: &mut Rows) {
-        prepared.prepare(self.options.isa, linear.dtype, self.options.activations, x, linear.cols);
+    pub(super) fn prepare(&self, linear: &Linear, x: &[f32], prepared: &mut Rows, crew: &mut Crew) {
+        let ModelOptions { isa, activations, .. } = self.options;
+        let (form, words) = prepared.start(isa, linear.dtype, activations, x.len() / linear.cols, linear.cols);
+        crew.pool.chunks(&mut crew.workers, words, form.words(), |_, row, words| {
+            form.prepare(&x[row * linear.cols..][..linear.cols], words);
+        });
     }
 
     /// Products of the prepared rows with several matrices, side by side in `out` `[rows, sum of their rows]`.

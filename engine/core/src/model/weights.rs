@@ -77,6 +77,20 @@ pub enum LoadError {
     /// The folder is wrong or damaged.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// Matrices that take the same activations differ in type.
+    #[error("layer {layer}: `{first}` is {first_dtype} and `{second}` is {second_dtype}, but matrices that share their input must have one type; convert the checkpoint to one type")]
+    MixedTypes {
+        /// Decoder layer.
+        layer: usize,
+        /// A tensor.
+        first: String,
+        /// Its type.
+        first_dtype: &'static str,
+        /// Another tensor with the same input.
+        second: String,
+        /// Its type.
+        second_dtype: &'static str,
+    },
     /// The weights did not get their memory.
     #[error("cannot get {bytes} bytes of memory for the weights: {source}; try `--load mapped`, or free memory")]
     Memory {
@@ -174,7 +188,8 @@ impl Model {
             .num_threads(options.threads)
             .build()
             .map_err(|error| LoadError::Threads { threads: options.threads, why: error.to_string() })?;
-        workers.install(|| check_weights(&checkpoint, progress))?;
+        check_types(&checkpoint)?;
+        check_weights(&checkpoint, &workers, progress)?;
         let mut next = 0;
         let mut place = Place { checkpoint: &checkpoint, load: options.load, next: &mut next };
         let config = checkpoint.config();
@@ -340,14 +355,51 @@ impl Place<'_> {
     }
 }
 
+/// Activations are laid out once for all matrices that take them, in the form that the matrices' type asks for.
+fn check_types(checkpoint: &Checkpoint) -> Result<(), LoadError> {
+    let config = checkpoint.config();
+    for (layer, shape) in config.layers.iter().enumerate() {
+        let attention = ["q", "k", "v"].map(|part| layer_names(layer, &format!("self_attn.{part}_proj.weight")));
+        let mut sharing = vec![attention.to_vec()];
+        match &shape.mlp {
+            Mlp::Dense { .. } => {
+                sharing.push(["gate", "up"].map(|part| layer_names(layer, &format!("mlp.{part}_proj.weight"))).to_vec());
+            }
+            Mlp::Sparse(sparse) => {
+                let experts: Vec<_> = (0..sparse.num_experts).map(|e| expert_names(config, layer, e)).collect();
+                sharing.push(experts.iter().flat_map(|[gate, up, _]| [gate.clone(), up.clone()]).collect());
+                sharing.push(experts.into_iter().map(|[_, _, down]| down).collect());
+            }
+        }
+        for names in sharing {
+            let dtype_of = |name: &String| checkpoint.tensor(name).dtype;
+            let first = dtype_of(&names[0]);
+            if let Some(second) = names.iter().find(|name| dtype_of(name) != first) {
+                return Err(LoadError::MixedTypes {
+                    layer,
+                    first: names[0].clone(),
+                    first_dtype: first.name(),
+                    second_dtype: dtype_of(second).name(),
+                    second: second.clone(),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Reads every tensor once: damaged weights are refused by name, and the pages come into memory on the way.
-fn check_weights(checkpoint: &Checkpoint, progress: &mut dyn FnMut(LoadProgress)) -> Result<(), CheckpointError> {
+fn check_weights(
+    checkpoint: &Checkpoint,
+    workers: &rayon::ThreadPool,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<(), CheckpointError> {
     let specs = checkpoint.config().tensors();
     let total_bytes = specs.iter().map(|spec| checkpoint.tensor(&spec.name).bytes.len()).sum();
     let mut done_bytes = 0;
     progress(LoadProgress { done_bytes, total_bytes });
     for some in specs.chunks(64) {
-        some.par_iter().map(|spec| checkpoint.check_finite(&spec.name)).collect::<Result<(), _>>()?;
+        workers.install(|| some.par_iter().try_for_each(|spec| checkpoint.check_finite(&spec.name)))?;
         done_bytes += some.iter().map(|spec| checkpoint.tensor(&spec.name).bytes.len()).sum::<usize>();
         progress(LoadProgress { done_bytes, total_bytes });
     }

@@ -1,1 +1,28 @@
 //! Text to tokens and back.
+//!
+//! Everything that is read here is hostile: the tokenizer and the chat template come from a download, the text from a
+//! note or a request, and the ids from a model. So every file has a largest size, a template has a budget of steps, and
+//! text can be encoded such that no control token comes out of it ([`Tokenizer::encode_text_only`],
+//! [`ChatTemplate::render_to_tokens`]).
+
+mod bounded_file;
+mod decoder;
+mod error;
+mod masking;
+
+mod civil_time;
+mod detokenize;
+mod generation_config;
+mod message;
+mod stop;
+mod template;
+mod tokenizer;
+
+pub use civil_time::CivilTime;
+pub use detokenize::Detokenizer;
+pub use error::TextError;
+pub use generation_config::GenerationDefaults;
+pub use message::{Content, Message};
+pub use stop::{StopOutcome, StopStrings};
+pub use template::{ChatTemplate, RenderOptions};
+pub use tokenizer::Tokenizer;

@@ -1,1 +1,6 @@
-fn main() {}
+//! The workspace's integration tests: one binary, a module a subject.
+#![forbid(unsafe_code)]
+
+mod golden;
+mod models;
+mod same_bits;

@@ -5,10 +5,12 @@
 //! only when all KV blocks that it may ever need are free, so nothing that runs can be starved or evicted.
 
 mod engine;
+mod evaluate;
 mod event;
 mod sequence;
 mod timing;
 
 pub use engine::{Engine, EngineError, EngineOptions};
+pub use evaluate::Evaluator;
 pub use event::{Completion, Event, FinishReason, Refused, Request, SequenceError, SequenceId};
 pub use timing::Timings;

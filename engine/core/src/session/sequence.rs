@@ -6,7 +6,7 @@ use super::event::{Completion, Event, FinishReason, Request, SequenceError, Sequ
 use super::timing::Timings;
 use crate::kv_cache::BlockId;
 use crate::sampler::Sampler;
-use crate::text::{Detokenizer, Piece, StopStrings};
+use crate::text::{Detokenizer, StopOutcome, StopStrings};
 
 pub(super) struct Sequence<'t> {
     pub(super) id: SequenceId,
@@ -99,8 +99,8 @@ impl<'t> Sequence<'t> {
         let mut after = After::GoesOn;
         let piece = self.detokenizer.push(token)?;
         let mut text = match self.stop.push(&piece) {
-            Piece::Continue(text) => text,
-            Piece::Stopped(text) => {
+            StopOutcome::Continue(text) => text,
+            StopOutcome::Stopped { text, .. } => {
                 after = After::Ended(FinishReason::Stop);
                 text
             }
@@ -117,7 +117,7 @@ impl<'t> Sequence<'t> {
     fn finish_text(&mut self) -> String {
         let rest = self.detokenizer.finish();
         let mut text = match self.stop.push(&rest) {
-            Piece::Continue(text) | Piece::Stopped(text) => text,
+            StopOutcome::Continue(text) | StopOutcome::Stopped { text, .. } => text,
         };
         text.push_str(&self.stop.finish());
         self.text.push_str(&text);

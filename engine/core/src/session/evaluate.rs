@@ -1,0 +1,63 @@
+//! Logits of every position of given tokens: what `logits` prints, and what perplexity and conformance are made of.
+
+use std::io;
+
+use numa::Pool;
+use simd::Dtype;
+
+use crate::kv_cache::{BlockId, KvCache, KvShape, blocks_for};
+use crate::model::{Batch, Model, Observer, Row, Workspace};
+
+/// One sequence of tokens that are known, fed chunk by chunk.
+pub struct Evaluator<'m> {
+    model: &'m Model,
+    kv: KvCache,
+    table: Vec<BlockId>,
+    space: Workspace,
+    ctx_size: usize,
+    chunk: usize,
+    position: usize,
+}
+
+impl<'m> Evaluator<'m> {
+    /// Room for `ctx_size` tokens, `chunk` of them a step.
+    ///
+    /// # Errors
+    /// If the system does not give the memory of the cache.
+    pub fn new(model: &'m Model, mut pool: Pool, kv_dtype: Dtype, ctx_size: usize, chunk: usize) -> io::Result<Self> {
+        let shape = KvShape::new(model.config(), kv_dtype, blocks_for(ctx_size));
+        let mut kv = KvCache::new(shape, &mut pool)?;
+        let table = kv.take(shape.blocks).unwrap_or_default();
+        let space = Workspace::new(model, pool, chunk, chunk);
+        Ok(Self { model, kv, table, space, ctx_size, chunk, position: 0 })
+    }
+
+    /// Computes `tokens` after those fed before; `each` gets every position and its logits `[vocab_size]`.
+    ///
+    /// # Errors
+    /// What `each` returns ends the feeding.
+    ///
+    /// # Panics
+    /// If there are more tokens than room, or one is not in the vocabulary.
+    pub fn feed<E>(
+        &mut self,
+        tokens: &[u32],
+        observer: &mut dyn Observer,
+        mut each: impl FnMut(usize, &[f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        assert!(self.position + tokens.len() <= self.ctx_size, "{} tokens beyond the context", tokens.len());
+        let vocab_size = self.model.config().vocab_size;
+        let wanted: Vec<usize> = (0..self.chunk).collect();
+        for chunk in tokens.chunks(self.chunk) {
+            let row = |(index, token): (usize, &u32)| Row { token: *token, position: self.position + index, sequence: 0 };
+            let rows: Vec<Row> = chunk.iter().enumerate().map(row).collect();
+            let batch = Batch { rows: &rows, tables: &[&self.table], logits: &wanted[..rows.len()] };
+            self.model.forward(&batch, &mut self.kv, &mut self.space, observer);
+            for (index, logits) in self.space.logits().chunks_exact(vocab_size).take(rows.len()).enumerate() {
+                each(self.position + index, logits)?;
+            }
+            self.position += rows.len();
+        }
+        Ok(())
+    }
+}

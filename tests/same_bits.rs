@@ -1,0 +1,101 @@
+//! Same bytes: a row's logits do not depend on threads, on how its prompt was cut, on the company in its batch, nor on
+//! where the weights lie.
+
+use std::convert::Infallible;
+
+use engine_core::kv_cache::{KvCache, KvShape, blocks_for};
+use engine_core::model::{Batch, Load, Model, ModelOptions, Row, Workspace};
+use engine_core::session::Evaluator;
+use simd::matmul::Activations;
+use simd::{Dtype, Isa};
+
+use crate::models::{FAMILIES, Reference, golden, load, options, pool};
+
+fn bits(logits: &[f32]) -> Vec<u32> {
+    logits.iter().map(|x| x.to_bits()).collect()
+}
+
+fn evaluate(model: &Model, tokens: &[u32], threads: usize, chunk: usize, kv: Dtype) -> Vec<u32> {
+    let mut got = Vec::new();
+    let mut evaluator = Evaluator::new(model, pool(threads), kv, tokens.len(), chunk).unwrap();
+    let Ok(()) = evaluator.feed(tokens, &mut (), |_, logits| {
+        got.extend(bits(logits));
+        Ok::<_, Infallible>(())
+    });
+    got
+}
+
+#[test]
+fn logits_are_bit_equal_for_any_threads_and_any_chunk() {
+    for family in FAMILIES {
+        let tokens = Reference::of(family).ids("token_ids");
+        for isa in Isa::available() {
+            let model = load(&golden().join(family), options(isa));
+            let want = evaluate(&model, &tokens, 1, tokens.len(), Dtype::F16);
+            for (threads, chunk) in [(1, 1), (1, 7), (1, 64), (2, 7), (2, tokens.len()), (3, 1), (3, 64)] {
+                let got = evaluate(&model, &tokens, threads, chunk, Dtype::F16);
+                assert!(got == want, "{family} on {isa}: {threads} threads and chunks of {chunk} change bits");
+            }
+        }
+    }
+}
+
+#[test]
+fn logits_are_bit_equal_for_mapped_and_resident_weights() {
+    for family in ["llama", "qwen3_moe", "mixtral"] {
+        let tokens = Reference::of(family).ids("token_ids");
+        for isa in Isa::available() {
+            for activations in [Activations::Bf16, Activations::Bf16x2] {
+                let resident = ModelOptions { activations, ..options(isa) };
+                let mapped = ModelOptions { load: Load::Mapped, ..resident };
+                let [resident, mapped] = [resident, mapped].map(|options| {
+                    evaluate(&load(&golden().join(family), options), &tokens, 2, 16, Dtype::Bf16)
+                });
+                assert!(resident == mapped, "{family} on {isa}, {activations}: mapping changes bits");
+            }
+        }
+    }
+}
+
+/// Feeds one sequence alone, then the same one beside three others that are at other positions and end earlier.
+#[test]
+fn logits_are_bit_equal_alone_and_beside_three_other_sequences() {
+    for family in FAMILIES {
+        let tokens = Reference::of(family).ids("token_ids");
+        for isa in Isa::available() {
+            let model = load(&golden().join(family), options(isa));
+            let want = evaluate(&model, &tokens, 1, tokens.len(), Dtype::F16);
+            let vocab_size = model.config().vocab_size;
+
+            let others: [Vec<u32>; 3] = [3, 5, 7].map(|step| tokens.iter().rev().step_by(step).copied().collect());
+            let sequences = [&others[0], &tokens, &others[1], &others[2]];
+            let shape = KvShape::new(model.config(), Dtype::F16, 4 * blocks_for(tokens.len()));
+            let mut pool = pool(2);
+            let mut kv = KvCache::new(shape, &mut pool).unwrap();
+            let tables: Vec<_> = sequences.iter().map(|s| kv.take(blocks_for(s.len())).unwrap()).collect();
+            let tables: Vec<_> = tables.iter().map(Vec::as_slice).collect();
+            let mut space = Workspace::new(&model, pool, 64, 64);
+            let mut done = [0; 4];
+            let mut got = Vec::new();
+            while done[1] < tokens.len() {
+                let mut rows = Vec::new();
+                let mut ours = Vec::new();
+                // A sequence gives as many rows as its number says: prefill and decode meet in each step.
+                for (sequence, all) in sequences.iter().enumerate() {
+                    let take = (all.len() - done[sequence]).min([1, 11, 4, 9][sequence]);
+                    for position in done[sequence]..done[sequence] + take {
+                        if sequence == 1 {
+                            ours.push(rows.len());
+                        }
+                        rows.push(Row { token: all[position], position, sequence });
+                    }
+                    done[sequence] += take;
+                }
+                let batch = Batch { rows: &rows, tables: &tables, logits: &ours };
+                model.forward(&batch, &mut kv, &mut space, &mut ());
+                got.extend(bits(&space.logits()[..ours.len() * vocab_size]));
+            }
+            assert!(got == want, "{family} on {isa}: company changes bits");
+        }
+    }
+}

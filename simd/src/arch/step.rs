@@ -1,0 +1,180 @@
+//! One step of a sum along K: how 16 weights (or 16 pairs of weights) meet one activation (or one pair).
+//!
+//! A sum is the same chain of steps in every kernel and every tile: this is where the order is decided.
+
+use bytemuck::Pod;
+
+use super::{Compute, Lanes};
+
+/// A way to add products to 16 running sums.
+pub(crate) trait Step: Copy {
+    /// Weights of one step as they are stored, for 16 lanes.
+    type Raw: Pod;
+    /// Weights of one step in registers.
+    type W: Copy;
+    /// Activations of one step, the same for all lanes.
+    type X: Pod;
+    /// Sixteen running sums.
+    type Sums: Copy;
+
+    /// The tile, see [`Lanes::PANELS`].
+    const PANELS: usize;
+    const STREAMS: usize;
+
+    fn vectorize<C: Compute>(self, work: C) -> C::Output;
+    fn zero(self) -> Self::Sums;
+    fn weights(self, raw: &Self::Raw) -> Self::W;
+    fn step(self, w: Self::W, x: Self::X, sums: Self::Sums) -> Self::Sums;
+    fn to_array(self, sums: Self::Sums) -> [f32; 16];
+}
+
+/// Steps that take one weight per lane: weights are loaded, sums can be resumed.
+pub(crate) trait Single: Step<Raw = [Self::Element; 16], X = f32> {
+    type Element: Pod;
+
+    fn resume(self, sums: &[f32; 16]) -> Self::Sums;
+}
+
+/// BF16 weights in pairs: `k` even, then `k` odd.
+#[derive(Clone, Copy)]
+pub(crate) struct Bf16Pairs<L>(pub(crate) L);
+/// One BF16 weight per lane.
+#[derive(Clone, Copy)]
+pub(crate) struct Bf16<L>(pub(crate) L);
+/// One F16 weight per lane.
+#[derive(Clone, Copy)]
+pub(crate) struct F16<L>(pub(crate) L);
+/// One float32 weight per lane.
+#[derive(Clone, Copy)]
+pub(crate) struct F32<L>(pub(crate) L);
+
+impl<L: Lanes> Step for Bf16Pairs<L> {
+    type Raw = [u16; 32];
+    type W = (L::V, L::V);
+    type X = [f32; 2];
+    type Sums = L::V;
+
+    const PANELS: usize = L::PANELS;
+    const STREAMS: usize = L::STREAMS;
+
+    #[inline(always)]
+    fn vectorize<C: Compute>(self, work: C) -> C::Output {
+        self.0.vectorize(work)
+    }
+
+    #[inline(always)]
+    fn zero(self) -> L::V {
+        self.0.splat(0.0)
+    }
+
+    #[inline(always)]
+    fn weights(self, raw: &[u16; 32]) -> (L::V, L::V) {
+        (self.0.load_bf16_even(raw), self.0.load_bf16_odd(raw))
+    }
+
+    #[inline(always)]
+    fn step(self, (even, odd): (L::V, L::V), x: [f32; 2], sums: L::V) -> L::V {
+        let sums = self.0.multiply_add(even, self.0.splat(x[0]), sums);
+        self.0.multiply_add(odd, self.0.splat(x[1]), sums)
+    }
+
+    #[inline(always)]
+    fn to_array(self, sums: L::V) -> [f32; 16] {
+        self.0.to_array(sums)
+    }
+}
+
+macro_rules! single {
+    ($name:ident, $element:ty, $load:ident) => {
+        impl<L: Lanes> Step for $name<L> {
+            type Raw = [$element; 16];
+            type W = L::V;
+            type X = f32;
+            type Sums = L::V;
+
+            const PANELS: usize = L::PANELS;
+            const STREAMS: usize = L::STREAMS;
+
+            #[inline(always)]
+            fn vectorize<C: Compute>(self, work: C) -> C::Output {
+                self.0.vectorize(work)
+            }
+
+            #[inline(always)]
+            fn zero(self) -> L::V {
+                self.0.splat(0.0)
+            }
+
+            #[inline(always)]
+            fn weights(self, raw: &[$element; 16]) -> L::V {
+                self.0.$load(raw)
+            }
+
+            #[inline(always)]
+            fn step(self, w: L::V, x: f32, sums: L::V) -> L::V {
+                self.0.multiply_add(w, self.0.splat(x), sums)
+            }
+
+            #[inline(always)]
+            fn to_array(self, sums: L::V) -> [f32; 16] {
+                self.0.to_array(sums)
+            }
+        }
+
+        impl<L: Lanes> Single for $name<L> {
+            type Element = $element;
+
+            #[inline(always)]
+            fn resume(self, sums: &[f32; 16]) -> L::V {
+                self.0.load(sums)
+            }
+        }
+    };
+}
+
+single!(Bf16, u16, load_bf16);
+single!(F16, u16, load_f16);
+single!(F32, f32, load);
+
+/// `P` panels times `S` streams of activations, all along K at once: each weight is loaded once for all streams.
+pub(crate) struct Tile<'a, T: Step, const P: usize, const S: usize> {
+    pub(crate) step: T,
+    pub(crate) w: [&'a [T::Raw]; P],
+    pub(crate) x: [&'a [T::X]; S],
+}
+
+impl<T: Step, const P: usize, const S: usize> Compute for Tile<'_, T, P, S> {
+    type Output = [[[f32; 16]; P]; S];
+
+    #[inline(always)]
+    fn compute(self) -> Self::Output {
+        let Self { step, mut w, mut x } = self;
+        // One length for all slices, so that the loop needs no checks.
+        let steps = w[0].len();
+        for w in &mut w {
+            *w = &w[..steps];
+        }
+        for x in &mut x {
+            *x = &x[..steps];
+        }
+        let mut sums = [[step.zero(); P]; S];
+        for k in 0..steps {
+            let mut weights = [step.weights(&w[0][k]); P];
+            for p in 1..P {
+                weights[p] = step.weights(&w[p][k]);
+            }
+            for s in 0..S {
+                for p in 0..P {
+                    sums[s][p] = step.step(weights[p], x[s][k], sums[s][p]);
+                }
+            }
+        }
+        let mut out = [[[0.0; 16]; P]; S];
+        for s in 0..S {
+            for p in 0..P {
+                out[s][p] = step.to_array(sums[s][p]);
+            }
+        }
+        out
+    }
+}

@@ -1,0 +1,76 @@
+//! Sums and what else passes once over a slice.
+
+use super::per_isa;
+
+/// Sixteen lanes over a tree: 8 apart, 4 apart, 2 apart, neighbours.
+#[inline(always)]
+pub(crate) fn sum_of_lanes(mut lanes: [f32; 16]) -> f32 {
+    let mut width = 8;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+per_isa! {
+    /// `out += x`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn add_assign(out: &'a mut [f32], x: &'a [f32]) {
+        assert_eq!(out.len(), x.len(), "lengths");
+        for (out, x) in out.iter_mut().zip(x) {
+            *out += x;
+        }
+    }
+}
+
+per_isa! {
+    /// `out += x * w`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn add_scaled(out: &'a mut [f32], x: &'a [f32], w: f32) {
+        assert_eq!(out.len(), x.len(), "lengths");
+        for (out, x) in out.iter_mut().zip(x) {
+            *out += x * w;
+        }
+    }
+}
+
+per_isa! {
+    /// Whether nothing is infinite or NaN.
+    pub fn all_finite(x: &'a [f32]) -> bool {
+        let mut all = true;
+        for x in x {
+            all &= x.is_finite();
+        }
+        all
+    }
+}
+
+per_isa! {
+    /// Reads every byte once, with the widest loads, and does next to nothing with it: for measuring how fast memory can
+    /// be read. The checksum, of 64-bit words and of what is left byte by byte, keeps the reads from being optimised away.
+    pub fn read_all(bytes: &'a [u8]) -> u64 {
+        let (lines, rest) = bytes.as_chunks::<256>();
+        let mut sums = [0_u64; 32];
+        for line in lines {
+            let (words, _) = line.as_chunks();
+            for (sum, word) in sums.iter_mut().zip(words) {
+                *sum = sum.wrapping_add(u64::from_le_bytes(*word));
+            }
+        }
+        let mut sum = 0_u64;
+        for word in sums {
+            sum = sum.wrapping_add(word);
+        }
+        for byte in rest {
+            sum = sum.wrapping_add(u64::from(*byte));
+        }
+        sum
+    }
+}

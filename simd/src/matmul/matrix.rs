@@ -1,0 +1,192 @@
+//! A weight matrix over borrowed bytes: as a checkpoint stores it, or laid into panels.
+//!
+//! A `Matrix` exists only if its bytes have the length and the alignment that its shape asks for.
+
+use bytemuck::{Pod, Zeroable, cast_slice, cast_slice_mut};
+
+use super::PANELS_MAX;
+use crate::Dtype;
+
+/// Output rows in a panel: the lanes of a kernel.
+pub const PANEL: usize = 16;
+
+/// A cache line; kernels load whole ones.
+const LINE_BYTES: usize = 64;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Layout {
+    RowMajor,
+    Panels,
+}
+
+/// Weights, `[rows, cols]`: an output row is a matrix row.
+///
+/// In panels, 16 rows lie side by side: BF16 as `[cols / 2][16 rows][2]`, so that 64 bytes are 16 pairs, F16 and F32 as
+/// `[cols][16 rows]`. The last panel is filled up with rows of zeros, and for BF16 an odd number of columns with a
+/// column of zeros.
+#[derive(Clone, Copy)]
+pub struct Matrix<'a> {
+    dtype: Dtype,
+    layout: Layout,
+    rows: usize,
+    cols: usize,
+    bytes: &'a [u8],
+}
+
+impl<'a> Matrix<'a> {
+    /// A matrix stored row after row; `None` if `bytes` has another length or is not aligned to the dtype.
+    pub fn row_major(dtype: Dtype, bytes: &'a [u8], [rows, cols]: [usize; 2]) -> Option<Self> {
+        Self::panel_bytes(dtype, [rows, cols])?;
+        let want = rows.checked_mul(cols)?.checked_mul(dtype.size())?;
+        Self::new(dtype, Layout::RowMajor, bytes, [rows, cols], want)
+    }
+
+    /// A matrix stored in panels; `None` if `bytes` has another length than [`Matrix::panel_bytes`] or is not aligned
+    /// to the dtype.
+    pub fn panels(dtype: Dtype, bytes: &'a [u8], [rows, cols]: [usize; 2]) -> Option<Self> {
+        let want = Self::panel_bytes(dtype, [rows, cols])?;
+        Self::new(dtype, Layout::Panels, bytes, [rows, cols], want)
+    }
+
+    fn new(dtype: Dtype, layout: Layout, bytes: &'a [u8], [rows, cols]: [usize; 2], want: usize) -> Option<Self> {
+        let aligned = bytes.as_ptr().addr().is_multiple_of(dtype.size());
+        (bytes.len() == want && aligned).then_some(Self { dtype, layout, rows, cols, bytes })
+    }
+
+    /// Bytes of all panels of a matrix of this shape; `None` if there are more than an address can say.
+    pub const fn panel_bytes(dtype: Dtype, [rows, cols]: [usize; 2]) -> Option<usize> {
+        match Self::one_panel_bytes(dtype, cols) {
+            Some(bytes) => bytes.checked_mul(rows.div_ceil(PANEL)),
+            None => None,
+        }
+    }
+
+    /// Bytes of one panel of a matrix this wide; `None` if there are more than an address can say.
+    pub const fn one_panel_bytes(dtype: Dtype, cols: usize) -> Option<usize> {
+        match padded_cols(dtype, cols) {
+            Some(cols) => cols.checked_mul(PANEL * dtype.size()),
+            None => None,
+        }
+    }
+
+    /// Bytes of one panel of this matrix.
+    pub fn bytes_of_panel(&self) -> usize {
+        // Checked when the matrix was made.
+        self.cols.next_multiple_of(cols_per_step(self.dtype)) * PANEL * self.dtype.size()
+    }
+
+    /// Panels, the last of which may be filled up.
+    pub fn panel_count(&self) -> usize {
+        self.rows.div_ceil(PANEL)
+    }
+
+    /// Output rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns: the length of a row of activations.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The storage format.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// The bytes as they were given.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    pub(super) fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// Lays panel `panel` into `out`; from a matrix in panels it is a copy.
+    ///
+    /// # Panics
+    /// If there is no such panel, or `out` is not [`Matrix::bytes_of_panel`] long or not aligned to the dtype.
+    pub fn pack_panel(&self, panel: usize, out: &mut [u8]) {
+        assert!(panel < self.panel_count(), "panel {panel} of {}", self.panel_count());
+        assert_eq!(out.len(), self.bytes_of_panel(), "bytes of a panel");
+        match (self.layout, self.dtype) {
+            (Layout::Panels, _) => out.copy_from_slice(&self.bytes[panel * out.len()..][..out.len()]),
+            (Layout::RowMajor, Dtype::Bf16) => self.transpose::<u16, 2>(panel, cast_slice_mut(out)),
+            (Layout::RowMajor, Dtype::F16) => self.transpose::<u16, 1>(panel, cast_slice_mut(out)),
+            (Layout::RowMajor, Dtype::F32) => self.transpose::<u32, 1>(panel, cast_slice_mut(out)),
+        }
+    }
+
+    /// Rows of one panel to `[steps][PANEL][N]`, in blocks of a cache line of each row.
+    fn transpose<E: Pod + Zeroable, const N: usize>(&self, panel: usize, out: &mut [E]) {
+        let rows = PANEL.min(self.rows - panel * PANEL);
+        let source = &cast_slice::<u8, E>(self.bytes)[panel * PANEL * self.cols..][..rows * self.cols];
+        if rows < PANEL || !self.cols.is_multiple_of(N) {
+            out.fill(E::zeroed());
+        }
+        let block = LINE_BYTES / size_of::<E>();
+        for (b, out) in out.chunks_mut(block * PANEL).enumerate() {
+            let width = block.min(self.cols - b * block);
+            for (r, row) in source.chunks_exact(self.cols).enumerate() {
+                let row = &row[b * block..][..width];
+                let (whole, rest) = row.as_chunks::<N>();
+                let (steps, _) = out.as_chunks_mut::<N>();
+                for (step, weights) in steps.iter_mut().skip(r).step_by(PANEL).zip(whole) {
+                    *step = *weights;
+                }
+                if let Some(last) = rest.first() {
+                    steps[whole.len() * PANEL + r][0] = *last;
+                }
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Matrix<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Matrix({} {:?} [{}, {}])", self.dtype, self.layout, self.rows, self.cols)
+    }
+}
+
+/// Columns that one step of a sum takes.
+pub(super) const fn cols_per_step(dtype: Dtype) -> usize {
+    match dtype {
+        Dtype::Bf16 => 2,
+        Dtype::F16 | Dtype::F32 => 1,
+    }
+}
+
+const fn padded_cols(dtype: Dtype, cols: usize) -> Option<usize> {
+    cols.checked_next_multiple_of(cols_per_step(dtype))
+}
+
+/// Room for one tile of a row-major matrix in panels.
+#[derive(Debug, Default)]
+pub struct PanelScratch {
+    bytes: Vec<u8>,
+    skip: usize,
+    capacity: usize,
+}
+
+impl PanelScratch {
+    /// Enough for every row-major matrix of this dtype with up to `cols` columns. `None` if that is more than an
+    /// address can say. Matrices in panels need none: [`PanelScratch::default`] will do.
+    pub fn with_capacity(dtype: Dtype, cols: usize) -> Option<Self> {
+        let capacity = Matrix::one_panel_bytes(dtype, cols)?.checked_mul(PANELS_MAX)?;
+        let bytes = vec![0; capacity.checked_add(LINE_BYTES)?];
+        let skip = bytes.as_ptr().align_offset(LINE_BYTES).min(LINE_BYTES);
+        Some(Self { bytes, skip, capacity })
+    }
+
+    /// Bytes that this holds allocated.
+    pub fn allocated_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub(super) fn bytes_mut(&mut self, len: usize) -> &mut [u8] {
+        assert!(len <= self.capacity, "a tile of {len} bytes in scratch for {}", self.capacity);
+        &mut self.bytes[self.skip..][..len]
+    }
+}

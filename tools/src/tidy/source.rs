@@ -48,6 +48,22 @@ pub(super) fn crates_without_need_forbid_unsafe_code(tree: &Tree) -> Vec<Offence
         .collect()
 }
 
+/// The program has no network code, so no slip of its own can send a note anywhere.
+pub(super) fn nothing_opens_a_connection(tree: &Tree) -> Vec<Offence> {
+    let names =
+        ["TcpListener", "TcpStream", "ToSocketAddrs", "UdpSocket", "UnixDatagram", "UnixListener", "UnixStream"];
+    let mut offences = Vec::new();
+    for (path, source) in tree.rust() {
+        let code = only(Kind::Code, source);
+        for name in names.iter().chain(&["std::net"]) {
+            let lines = lines_with(name, &code).into_iter();
+            offences
+                .extend(lines.map(|line| Offence::at(path, line, format!("{name}: this program opens no connection"))));
+        }
+    }
+    offences
+}
+
 pub(super) fn nothing_is_left_to_be_done(tree: &Tree) -> Vec<Offence> {
     // In two pieces, so that this file keeps the rule.
     let remarks = [concat!("TO", "DO"), concat!("FIX", "ME")];
@@ -140,6 +156,14 @@ mod tests {
             "{found:?}"
         );
         assert_eq!(crates_without_need_forbid_unsafe_code(&Tree::of(WORKSPACE)), []);
+    }
+
+    #[test]
+    fn a_connection_is_found_in_code_and_not_in_words_about_it() {
+        let source = "//! no std::net\nuse std::net::Ipv4Addr;\nlet a = \"TcpStream\"; // TcpStream\nlet b = TcpStream::connect(c);\n";
+        let found = printed(nothing_opens_a_connection(&Tree::of([("engine/core/src/lib.rs", source)])));
+        let places: Vec<&str> = found.iter().filter_map(|line| line.split(": ").next()).collect();
+        assert_eq!(places, ["engine/core/src/lib.rs:4", "engine/core/src/lib.rs:2"]);
     }
 
     #[test]

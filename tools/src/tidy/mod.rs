@@ -21,6 +21,7 @@ type Rule = fn(&Tree) -> Vec<Offence>;
 const RULES: &[Rule] = &[
     source::unsafe_code_lives_in_few_places,
     source::crates_without_need_forbid_unsafe_code,
+    source::nothing_opens_a_connection,
     source::nothing_is_left_to_be_done,
     source::files_are_short,
     source::files_open_with_their_reason,
@@ -31,6 +32,7 @@ const RULES: &[Rule] = &[
     packages::lints_hold_everywhere,
     packages::dependencies_point_one_way,
     packages::numa_is_ours,
+    packages::nothing_brings_a_network,
 ];
 
 /// Prints every offence against a rule and fails if there was one.

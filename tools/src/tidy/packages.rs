@@ -26,6 +26,10 @@ const DENIED: [(&str, &str); 4] = [
     ("clippy", "missing_safety_doc"),
 ];
 
+/// Crates that open connections or exist for those that do.
+const NETWORK: [&str; 10] =
+    ["curl", "hf-hub", "hyper", "mio", "native-tls", "quinn", "reqwest", "rustls", "socket2", "ureq"];
+
 /// One package of the workspace.
 pub(super) struct Package {
     /// From the root, as in `engine/core`.
@@ -163,15 +167,31 @@ pub(super) fn dependencies_point_one_way(tree: &Tree) -> Vec<Offence> {
 
 /// The registry has a crate `numa` too, a DNS resolver. A slip in a manifest would bring it in under our name.
 pub(super) fn numa_is_ours(tree: &Tree) -> Vec<Offence> {
+    let foreign = |name: &str, source: Option<&str>| {
+        let source = source.filter(|_| name == "numa")?;
+        Some(format!("`numa` comes from {source}, but it has to be engine/numa"))
+    };
+    in_lock_file(tree, foreign)
+}
+
+/// A dependency, or a feature of one, can bring network code in; most of it comes through one of these.
+pub(super) fn nothing_brings_a_network(tree: &Tree) -> Vec<Offence> {
+    let network = |name: &str, _: Option<&str>| {
+        NETWORK.contains(&name).then(|| format!("`{name}` is network code; `cargo tree -i {name}` tells what wants it"))
+    };
+    in_lock_file(tree, network)
+}
+
+/// What `offends` says about the packages of the lock file, by name and source.
+fn in_lock_file(tree: &Tree, offends: impl Fn(&str, Option<&str>) -> Option<String>) -> Vec<Offence> {
     let lock = match manifest(tree, "Cargo.lock") {
         Ok(lock) => lock,
         Err(offence) => return vec![offence],
     };
     let packages = lock.get("package").and_then(Value::as_array).into_iter().flatten();
     packages
-        .filter(|package| package.get("name").and_then(Value::as_str) == Some("numa"))
-        .filter_map(|package| package.get("source"))
-        .map(|source| Offence::file("Cargo.lock", format!("`numa` comes from {source}, but it has to be engine/numa")))
+        .filter_map(|package| offends(package.get("name")?.as_str()?, package.get("source").and_then(Value::as_str)))
+        .map(|message| Offence::file("Cargo.lock", message))
         .collect()
 }
 
@@ -261,6 +281,13 @@ pub(super) mod tests {
         let found = printed(numa_is_ours(&with("Cargo.lock", "version = \"0.1.0\"\n", source)));
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].contains("has to be engine/numa"), "{found:?}");
+    }
+
+    #[test]
+    fn a_network_crate_is_found() {
+        assert_eq!(nothing_brings_a_network(&Tree::of(WORKSPACE)), []);
+        let found = printed(nothing_brings_a_network(&with("Cargo.lock", "\"numa\"", "\"hf-hub\"")));
+        assert_eq!(found, ["Cargo.lock: `hf-hub` is network code; `cargo tree -i hf-hub` tells what wants it"]);
     }
 
     #[test]

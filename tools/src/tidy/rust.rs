@@ -17,8 +17,8 @@ pub(super) fn only(kind: Kind, source: &str) -> String {
     let kinds = kinds(source.as_bytes());
     let keep = |(byte, of): (u8, Kind)| if of == kind || byte == b'\n' { byte } else { b' ' };
     let bytes = source.bytes().zip(kinds).map(keep).collect();
-    // A delimiter is ASCII, so no character is cut; were one cut, the rule still has to see the rest.
-    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+    // Every delimiter is ASCII, so no character is cut in two.
+    String::from_utf8(bytes).expect("whole characters are kept or blanked")
 }
 
 /// Lines, counted from one, that hold `word` with no letter, digit or underscore at either side.

@@ -155,3 +155,6 @@ fn tile<T: Step, const P: usize, const S: usize>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

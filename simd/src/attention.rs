@@ -12,3 +12,6 @@ mod run;
 pub use block::{KV_BLOCK, KV_RUN, block_bytes, store};
 pub use merge::{begin, finish, fold_run};
 pub use run::{AttendScratch, attend_run};
+
+#[cfg(test)]
+mod tests;

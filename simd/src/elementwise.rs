@@ -42,3 +42,6 @@ macro_rules! per_isa {
     (@ $output:ty) => { $output };
 }
 use per_isa;
+
+#[cfg(test)]
+mod tests;

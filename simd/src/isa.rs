@@ -84,6 +84,15 @@ impl Isa {
         }
     }
 
+    /// Whether products with BF16 weights take BF16 activations.
+    pub(crate) fn multiplies_bf16(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => true,
+            _ => false,
+        }
+    }
+
     /// Runs portable code compiled for this ISA.
     pub(crate) fn compute<C: Compute>(self, work: C) -> C::Output {
         with_lanes!(self, lanes => crate::arch::Lanes::vectorize(lanes, work))

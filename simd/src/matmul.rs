@@ -72,10 +72,14 @@ impl Call<'_> {
             return;
         }
         let panel_bytes = self.w.bytes_of_panel();
+        // Few rows are bound by reading, and each panel of a tile is a stream of its own to the memory: two hide the
+        // latency of a step. Many rows are bound by arithmetic, and a wider tile loads less for each product.
+        let streams = self.select.len() * self.x.form().terms();
+        let width = if streams <= T::STREAMS / 2 { T::PANELS.min(2) } else { T::PANELS };
         let mut sums = self.sums;
         let mut first = self.panels.start;
         while first < self.panels.end {
-            let count = T::PANELS.min(self.panels.end - first);
+            let count = width.min(self.panels.end - first);
             let bytes = match self.w.layout() {
                 Layout::Panels => &self.w.bytes()[first * panel_bytes..][..count * panel_bytes],
                 Layout::RowMajor => {
@@ -155,3 +159,6 @@ fn tile<T: Step, const P: usize, const S: usize>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -30,3 +30,30 @@ pub fn top_k(values: &[f32], indices: &mut [u32]) {
 fn greater(a: f32, b: f32) -> bool {
     a > b || (b.is_nan() && !a.is_nan())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::oracle;
+
+    fn value() -> impl Strategy<Value = f32> {
+        // Few distinct values, so that ties are common.
+        prop_oneof![
+            (-3_i8..3).prop_map(f32::from),
+            prop::sample::select(vec![f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -0.0, -f32::NAN]),
+            any::<f32>(),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn the_greatest_come_first_and_ties_by_index(values in prop::collection::vec(value(), 0..40), k in 0_usize..40) {
+            let k = k.min(values.len());
+            let mut indices = vec![u32::MAX; k];
+            top_k(&values, &mut indices);
+            prop_assert_eq!(indices, oracle::top_k(&values, k));
+        }
+    }
+}

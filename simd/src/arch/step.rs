@@ -24,7 +24,8 @@ pub(crate) trait Step: Copy {
     fn vectorize<C: Compute>(self, work: C) -> C::Output;
     fn zero(self) -> Self::Sums;
     fn weights(self, raw: &Self::Raw) -> Self::W;
-    fn step(self, w: Self::W, x: Self::X, sums: Self::Sums) -> Self::Sums;
+    /// The activations come by reference, so that they are broadcast straight from memory.
+    fn step(self, w: Self::W, x: &Self::X, sums: Self::Sums) -> Self::Sums;
     fn to_array(self, sums: Self::Sums) -> [f32; 16];
 }
 
@@ -73,7 +74,7 @@ impl<L: Lanes> Step for Bf16Pairs<L> {
     }
 
     #[inline(always)]
-    fn step(self, (even, odd): (L::V, L::V), x: [f32; 2], sums: L::V) -> L::V {
+    fn step(self, (even, odd): (L::V, L::V), x: &[f32; 2], sums: L::V) -> L::V {
         let sums = self.0.multiply_add(even, self.0.splat(x[0]), sums);
         self.0.multiply_add(odd, self.0.splat(x[1]), sums)
     }
@@ -111,8 +112,8 @@ macro_rules! single {
             }
 
             #[inline(always)]
-            fn step(self, w: L::V, x: f32, sums: L::V) -> L::V {
-                self.0.multiply_add(w, self.0.splat(x), sums)
+            fn step(self, w: L::V, x: &f32, sums: L::V) -> L::V {
+                self.0.multiply_add(w, self.0.splat(*x), sums)
             }
 
             #[inline(always)]
@@ -165,7 +166,7 @@ impl<T: Step, const P: usize, const S: usize> Compute for Tile<'_, T, P, S> {
             }
             for s in 0..S {
                 for p in 0..P {
-                    sums[s][p] = step.step(weights[p], x[s][k], sums[s][p]);
+                    sums[s][p] = step.step(weights[p], &x[s][k], sums[s][p]);
                 }
             }
         }

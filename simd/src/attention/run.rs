@@ -126,21 +126,38 @@ impl Run<'_> {
 
     /// Scores of `S` rows, from `first` on, for all panels of a block that any of them sees.
     fn score<T: Single, const S: usize>(&mut self, step: T, block: usize, first: usize, query: &[f32], scale: f32) {
+        if const { T::PANELS >= 2 } {
+            self.score_panels::<T, 2, S>(step, block, first, query, scale);
+        } else {
+            self.score_panels::<T, 1, S>(step, block, first, query, scale);
+        }
+    }
+
+    fn score_panels<T: Single, const P: usize, const S: usize>(
+        &mut self,
+        step: T,
+        block: usize,
+        first: usize,
+        query: &[f32],
+        scale: f32,
+    ) {
         let head_dim = self.head_dim;
         let keys: &[T::Raw] = &cast_slice(self.blocks[block])[..KV_BLOCK / PANEL * head_dim];
         let x: [&[f32]; S] = array::from_fn(|s| &query[(first + s) * head_dim..][..head_dim]);
-        for panel in 0..KV_BLOCK / PANEL {
-            let start = panel * PANEL;
+        for (i, keys) in keys.chunks_exact(P * head_dim).enumerate() {
+            let positions = i * P * PANEL..(i + 1) * P * PANEL;
             let some_row_sees = (first..first + S).any(|row| {
                 let seen = self.seen(block, row);
-                seen.start.max(start) < seen.end.min(start + PANEL)
+                seen.start.max(positions.start) < seen.end.min(positions.end)
             });
             if !some_row_sees {
                 continue;
             }
-            let tile = step.vectorize(Tile { step, w: [&keys[panel * head_dim..][..head_dim]], x });
-            for (scores, [sums]) in self.scores[first..].iter_mut().zip(tile) {
-                for (score, sum) in scores[block * KV_BLOCK + start..][..PANEL].iter_mut().zip(sums) {
+            let w = array::from_fn(|p| &keys[p * head_dim..][..head_dim]);
+            let tile = step.vectorize(Tile::<T, P, S> { step, w, x });
+            for (scores, sums) in self.scores[first..].iter_mut().zip(tile) {
+                let scores = &mut scores[block * KV_BLOCK..][positions.clone()];
+                for (score, sum) in scores.iter_mut().zip(sums.as_flattened()) {
                     *score = sum * scale;
                 }
             }
@@ -301,7 +318,7 @@ impl<T: Single, const S: usize> WeightedValues<'_, T, S> {
             }
             for s in 0..S {
                 for p in 0..P {
-                    sums[s][p] = step.step(v[p], weights[s][j], sums[s][p]);
+                    sums[s][p] = step.step(v[p], &weights[s][j], sums[s][p]);
                 }
             }
         }
@@ -324,7 +341,7 @@ impl<T: Single, const S: usize> WeightedValues<'_, T, S> {
             for (value, weight) in self.values.chunks_exact(self.head_dim).zip(*weights) {
                 let mut lanes = <[T::Element; 16] as bytemuck::Zeroable>::zeroed();
                 lanes[..width].copy_from_slice(&value[d..]);
-                resumed = self.step.step(self.step.weights(&lanes), *weight, resumed);
+                resumed = self.step.step(self.step.weights(&lanes), weight, resumed);
             }
             out[d..].copy_from_slice(&self.step.to_array(resumed)[..width]);
         }

@@ -2,7 +2,7 @@
 
 use super::{per_isa, sum_of_lanes};
 
-/// `e^x`, within 2 units in the last place over the whole range, subnormal results included.
+/// `e^x`, within 1 unit in the last place over the whole range, subnormal results included.
 ///
 /// `exp(-∞)` is 0, what is too large becomes ∞, a NaN stays a NaN. There is no branch in it, so that loops over it
 /// vectorise.

@@ -71,11 +71,10 @@ pub struct RowForm {
 impl RowForm {
     /// The form in which rows of `cols` activations meet weights of `dtype` on `isa`.
     pub fn new(isa: Isa, dtype: Dtype, activations: Activations, cols: usize) -> Self {
-        let kind = match (dtype, isa) {
-            #[cfg(target_arch = "x86_64")]
-            (Dtype::Bf16, Isa::Avx512(_)) => Kind::Pairs(activations),
-            (Dtype::Bf16, _) => Kind::Rounded(activations),
-            (Dtype::F16 | Dtype::F32, _) => Kind::Exact,
+        let kind = match dtype {
+            Dtype::Bf16 if isa.multiplies_bf16() => Kind::Pairs(activations),
+            Dtype::Bf16 => Kind::Rounded(activations),
+            Dtype::F16 | Dtype::F32 => Kind::Exact,
         };
         Self { kind, cols, isa }
     }

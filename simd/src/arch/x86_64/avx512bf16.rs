@@ -75,9 +75,9 @@ impl Step for Avx512 {
     }
 
     #[inline(always)]
-    fn step(self, w: __m512i, x: u32, sums: __m512) -> __m512 {
+    fn step(self, w: __m512i, x: &u32, sums: __m512) -> __m512 {
         // SAFETY: `self` proves every feature that `dot` enables.
-        unsafe { dot(w, x, sums) }
+        unsafe { dot(w, *x, sums) }
     }
 
     #[inline(always)]

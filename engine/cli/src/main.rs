@@ -1,1 +1,37 @@
-fn main() {}
+//! The command line: what was typed, what it means, and what is shown.
+//!
+//! Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage,
+//! 3 refused by plan.
+#![forbid(unsafe_code)]
+
+mod args;
+mod commands;
+mod failure;
+mod figures;
+mod model;
+mod progress;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Arguments, Command};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse_from(args::spelled_out(std::env::args_os()));
+    let result = match arguments.command {
+        Command::Generate(arguments) => commands::generate::run(&arguments),
+        Command::Logits(arguments) => commands::logits::run(&arguments),
+        Command::Night(arguments) => commands::night::run(&arguments),
+        Command::Import(arguments) => commands::import::run(&arguments),
+        Command::Plan(arguments) => commands::plan::run(&arguments),
+        Command::Doctor(arguments) => commands::doctor::run(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("nightmonk: {failure}");
+            failure.exit_code()
+        }
+    }
+}

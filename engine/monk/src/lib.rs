@@ -13,10 +13,11 @@
 //!                      └ Store ←─┘ every finished step, before it counts
 //! ```
 //!
-//! This crate knows no model: it asks a [`Generator`] for completions. Note text and prompts are never logged;
+//! Nothing here but [`EngineGenerator`] knows a model: jobs ask a [`Generator`] for completions. Note text and prompts are never logged;
 //! errors name paths and numbers only.
 #![forbid(unsafe_code)]
 
+mod engine_generator;
 mod generator;
 mod markdown;
 mod notes;
@@ -29,6 +30,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 
+pub use engine_generator::EngineGenerator;
 pub use generator::{Abort, Completion, FinishReason, GenerateError, Generator, Prompt, PromptRequest, Sampling};
 pub use notes::{Note, Notes, NotesError};
 pub use recipe::{Job, JobFileError, Phase, Recipe};

@@ -51,6 +51,16 @@ pub struct Location {
     bytes: Range<usize>,
 }
 
+/// Files beside the shards that decide what the model says.
+const SMALL_FILES: [&str; 6] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+
 const INDEX_FILE: &str = "model.safetensors.index.json";
 const SINGLE_FILE: &str = "model.safetensors";
 const INDEX_BYTES_MAX: u64 = 256 << 20;
@@ -132,6 +142,31 @@ impl Checkpoint {
                 Err(CheckpointError::NotFinite { shard, tensor: name.into(), index, value })
             }
         }
+    }
+
+    /// BLAKE3 of all files that decide what the model says: config, tokenizer, template, defaults, every shard.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn digest(&self) -> Result<String, CheckpointError> {
+        let mut hasher = blake3::Hasher::new();
+        let mut add = |name: &str, bytes: &[u8]| {
+            hasher.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes());
+            hasher.update(&(bytes.len() as u64).to_le_bytes()).update_rayon(bytes);
+        };
+        for name in SMALL_FILES {
+            let path = self.folder.join(name);
+            match std::fs::read(&path) {
+                Ok(bytes) => add(name, &bytes),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(source) => return Err(CheckpointError::Open { path, source }),
+            }
+        }
+        for shard in &self.shards {
+            let name = shard.path.file_name().unwrap_or_default().to_string_lossy();
+            add(&name, shard.map.bytes());
+        }
+        Ok(hasher.finalize().to_hex().to_string())
     }
 
     fn check_index(&self, placed: &BTreeMap<String, String>) -> Result<(), CheckpointError> {

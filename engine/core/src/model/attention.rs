@@ -81,8 +81,13 @@ impl Model {
     ) {
         let config = self.config();
         let Buffers { qkv, attended, tiles, .. } = buffers;
-        let Crew { pool, workers, cuts } = crew;
         batch.query_tiles(tiles);
+        let position_bytes = kv.shape().position_bytes() / kv.shape().layers;
+        for tile in &*tiles {
+            let (first, last) = (batch.rows[tile.start].position, batch.rows[tile.end - 1].position);
+            crew.bytes_read += (last + 1 - first_visible(layer.window, first)) * position_bytes;
+        }
+        let Crew { pool, workers, cuts, .. } = crew;
         let group = config.group_size() * config.head_dim;
         cuts.clear();
         cuts.extend((0..=config.num_key_value_heads).map(|head| head * group));
@@ -122,14 +127,13 @@ impl Model {
         attention::begin(state, head_dim);
 
         let table = batch.tables[batch.rows[rows.start].sequence];
-        let first_visible = |position: usize| window.map_or(0, |window| (position + 1).saturating_sub(window));
-        let first = first_visible(batch.rows[rows.start].position) / KV_RUN;
+        let first = first_visible(window, batch.rows[rows.start].position) / KV_RUN;
         let last = batch.rows[rows.end - 1].position / KV_RUN;
         for run in first..=last {
             let run_start = run * KV_RUN;
             worker.visible.clear();
             for row in &batch.rows[rows.clone()] {
-                let from = first_visible(row.position).clamp(run_start, run_start + KV_RUN) - run_start;
+                let from = first_visible(window, row.position).clamp(run_start, run_start + KV_RUN) - run_start;
                 let to = (row.position + 1).clamp(run_start, run_start + KV_RUN) - run_start;
                 worker.visible.extend(std::iter::repeat_n(from..to, group));
             }
@@ -156,6 +160,11 @@ impl Model {
             attention::finish(&state[of_row], head_dim, tile.row_mut(row));
         }
     }
+}
+
+/// First position that the query at `position` sees: a window counts the query itself.
+fn first_visible(window: Option<usize>, position: usize) -> usize {
+    window.map_or(0, |window| (position + 1).saturating_sub(window))
 }
 
 impl Batch<'_> {

@@ -109,7 +109,8 @@ impl Model {
     fn gate_and_up(&self, groups: &Groups, prepared: &Rows, out: &mut [f32], crew: &mut Crew) {
         let width = groups.mlps[0].gate.rows;
         crew.cut([width], groups.most_rows());
-        let Crew { pool, workers, cuts } = crew;
+        crew.bytes_read += groups.chosen.iter().map(|mlp| groups.mlps[*mlp].gate.bytes() + groups.mlps[*mlp].up.bytes()).sum::<usize>();
+        let Crew { pool, workers, cuts, .. } = crew;
         pool.tiles(workers, out, width, groups.rows, cuts, |worker, mut tile: TileMut<'_, f32>| {
             let (mlp, select, cols) = (groups.mlp(tile.group()), &groups.select[tile.rows()], tile.cols());
             let gate = self.multiply(&mlp.gate, &cols, prepared, select, &mut worker.panel, &mut worker.sums);
@@ -128,7 +129,8 @@ impl Model {
     fn down(&self, groups: &Groups, prepared: &Rows, out: &mut [f32], crew: &mut Crew) {
         let width = groups.mlps[0].down.rows;
         crew.cut([width], groups.most_rows());
-        let Crew { pool, workers, cuts } = crew;
+        crew.bytes_read += groups.chosen.iter().map(|mlp| groups.mlps[*mlp].down.bytes()).sum::<usize>();
+        let Crew { pool, workers, cuts, .. } = crew;
         pool.tiles(workers, out, width, groups.rows, cuts, |worker, mut tile: TileMut<'_, f32>| {
             let (mlp, select, cols) = (groups.mlp(tile.group()), &groups.select[tile.rows()], tile.cols());
             let sums = self.multiply(&mlp.down, &cols, prepared, select, &mut worker.panel, &mut worker.sums);

@@ -51,6 +51,7 @@ impl Model {
     pub fn forward(&self, batch: &Batch, kv: &mut KvCache, space: &mut Workspace, observer: &mut dyn Observer) {
         let rows = batch.rows.len();
         assert!(rows <= space.max_rows(), "{rows} rows in a workspace for {}", space.max_rows());
+        space.crew.bytes_read = 0;
         self.embed(batch, &mut space.buffers);
         for (index, layer) in self.layers.iter().enumerate() {
             observer.residual(index, self.residual(rows, space));

@@ -263,7 +263,8 @@ impl Model {
 }
 
 impl Linear {
-    fn bytes(&self) -> usize {
+    /// Bytes of the weights themselves, without padding.
+    pub(super) fn bytes(&self) -> usize {
         self.rows * self.cols * self.dtype.size()
     }
 }

@@ -30,6 +30,8 @@ pub(super) struct Crew {
     pub(super) pool: Pool,
     pub(super) workers: Vec<Worker>,
     pub(super) cuts: Vec<usize>,
+    /// Bytes of weights, keys and values that the step under way has read.
+    pub(super) bytes_read: usize,
 }
 
 /// What one worker needs for itself.
@@ -221,7 +223,7 @@ impl Workspace {
         let shape =
             WorkspaceShape::new(model.config(), model.options().load, max_rows, max_logits, pool.threads());
         let (workers, buffers) = shape.allocate();
-        Self { crew: Crew { pool, workers, cuts: Vec::new() }, buffers, max_rows }
+        Self { crew: Crew { pool, workers, cuts: Vec::new(), bytes_read: 0 }, buffers, max_rows }
     }
 
     /// Most rows that a step may have.
@@ -232,6 +234,11 @@ impl Workspace {
     /// The logits of the rows that the last step wanted: `[wanted rows, vocab_size]`.
     pub fn logits(&self) -> &[f32] {
         &self.buffers.logits
+    }
+
+    /// Bytes of weights, keys and values that the last step read, each matrix and each chosen expert once.
+    pub fn bytes_read(&self) -> usize {
+        self.crew.bytes_read
     }
 
     /// The workers, for work between steps.

@@ -10,6 +10,7 @@ use simd::Dtype;
 
 use super::event::{Event, FinishReason, Refused, Request, SequenceId};
 use super::sequence::{After, Sequence};
+use super::timing::Totals;
 use crate::kv_cache::{BlockId, KvCache, KvShape, blocks_for};
 use crate::model::{Batch, Model, Row, Workspace};
 use crate::sampler::Sampler;
@@ -66,6 +67,7 @@ pub struct Engine<'t> {
     wanted: Vec<usize>,
     /// Rows that the step under way takes of each running sequence.
     taken: Vec<usize>,
+    totals: Totals,
 }
 
 impl<'t> Engine<'t> {
@@ -98,6 +100,7 @@ impl<'t> Engine<'t> {
             rows: Vec::with_capacity(options.ubatch_size + options.width),
             wanted: Vec::with_capacity(options.width),
             taken: Vec::with_capacity(options.width),
+            totals: Totals::default(),
         })
     }
 
@@ -119,6 +122,24 @@ impl<'t> Engine<'t> {
     /// Whether any sequence waits or runs.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.running.is_empty()
+    }
+
+    /// Sequences that wait for room.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// What was done since the start.
+    pub fn totals(&self) -> &Totals {
+        &self.totals
+    }
+
+    /// Ends all sequences without a result.
+    pub fn cancel_all(&mut self) {
+        self.waiting.clear();
+        for sequence in self.running.drain(..) {
+            self.kv.give_back(sequence.blocks);
+        }
     }
 
     /// The workers and the weights, for measuring between steps.
@@ -164,11 +185,16 @@ impl<'t> Engine<'t> {
         self.model.forward(&batch, &mut self.kv, &mut self.space, &mut ());
         let time = start.elapsed();
 
-        let weights = self.model.bytes_per_token();
-        let position_bytes = self.kv.shape().position_bytes();
+        let bytes = self.space.bytes_read();
+        self.totals.time += time;
+        self.totals.bytes += bytes;
+        self.totals.generated_tokens += self.wanted.len();
         for (sequence, rows) in self.running.iter_mut().zip(&self.taken) {
+            if !sequence.decodes() {
+                self.totals.prefill_tokens += rows;
+            }
             if *rows > 0 {
-                events.extend(sequence.computed(*rows, time, weights + sequence.tokens.len() * position_bytes));
+                events.extend(sequence.computed(*rows, time, bytes));
             }
         }
         self.draw(events);

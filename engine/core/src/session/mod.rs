@@ -13,4 +13,4 @@ mod timing;
 pub use engine::{Engine, EngineError, EngineOptions};
 pub use evaluate::Evaluator;
 pub use event::{Completion, Event, FinishReason, Refused, Request, SequenceError, SequenceId};
-pub use timing::Timings;
+pub use timing::{Timings, Totals};

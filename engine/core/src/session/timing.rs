@@ -14,7 +14,7 @@ pub struct Timings {
     pub decode_tokens: usize,
     /// Steps in which those were computed.
     pub decode: Duration,
-    /// Bytes of weights, keys and values that decoding read, as if the sequence were alone.
+    /// Bytes of weights, keys and values that these steps read, for all sequences in them.
     pub decode_bytes: usize,
 }
 
@@ -32,6 +32,31 @@ impl Timings {
     /// Bytes read per second while decoding.
     pub fn decode_bandwidth(&self) -> f64 {
         rate(self.decode_bytes as f64, self.decode)
+    }
+}
+
+/// What an engine has done since it started.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Totals {
+    /// Tokens of prompts computed.
+    pub prefill_tokens: usize,
+    /// Tokens drawn.
+    pub generated_tokens: usize,
+    /// Time in steps.
+    pub time: Duration,
+    /// Bytes of weights, keys and values read.
+    pub bytes: usize,
+}
+
+impl Totals {
+    /// Tokens fed and drawn per second.
+    pub fn rate(&self) -> f64 {
+        rate((self.prefill_tokens + self.generated_tokens) as f64, self.time)
+    }
+
+    /// Bytes read per second.
+    pub fn bandwidth(&self) -> f64 {
+        rate(self.bytes as f64, self.time)
     }
 }
 

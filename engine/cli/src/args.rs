@@ -1,0 +1,286 @@
+//! Flags: llama.cpp's spellings where it has them, each with an environment mirror `NIGHTMONK_…`.
+
+use std::ffi::OsString;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use engine_core::model::Load;
+use simd::matmul::Activations;
+use simd::{Dtype, Isa};
+
+/// Runs large language models at full precision on this machine, and works through the night on private notes.
+#[derive(Parser)]
+#[command(name = "nightmonk", version, propagate_version = true)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Complete one prompt
+    Generate(Generate),
+    /// Write the logits of given token ids
+    Logits(Logits),
+    /// Work through notes with a recipe
+    Night(Night),
+    /// Turn a GGUF file into a model folder
+    Import(Import),
+    /// Count the bytes of a run before anything is loaded
+    Plan(Plan),
+    /// Look at this machine
+    Doctor(Doctor),
+}
+
+#[derive(Args)]
+pub(crate) struct Generate {
+    /// Model folder
+    #[arg(short, long, env = "NIGHTMONK_MODEL", value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// Prompt
+    #[arg(short, long, value_name = "TEXT", required_unless_present = "file", conflicts_with = "file")]
+    pub(crate) prompt: Option<String>,
+    /// File with the prompt; `-` is standard input
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// Put the prompt into the model's chat template
+    #[arg(long)]
+    pub(crate) chat: bool,
+    /// System message, with --chat
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub(crate) system: Option<String>,
+    /// Most tokens to generate; without it, until the model ends or the context is full
+    #[arg(short = 'n', long = "predict", alias = "n-predict", env = "NIGHTMONK_PREDICT", value_name = "N")]
+    pub(crate) predict: Option<usize>,
+    /// Text that ends the generation; may be given several times
+    #[arg(short = 'r', long = "stop", alias = "reverse-prompt", value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+    #[command(flatten)]
+    pub(crate) sampling: Sampling,
+    #[command(flatten)]
+    pub(crate) run: Run,
+    #[command(flatten)]
+    pub(crate) output: OutputFormat,
+}
+
+/// Where a flag is absent, generation_config.json of the model decides, and where that is silent, its own distribution.
+#[derive(Args)]
+pub(crate) struct Sampling {
+    /// Temperature; 0 takes the most probable token
+    #[arg(long, env = "NIGHTMONK_TEMP", value_name = "T")]
+    pub(crate) temp: Option<f32>,
+    /// Draw among this many most probable tokens; 0 is off
+    #[arg(long, env = "NIGHTMONK_TOP_K", value_name = "K")]
+    pub(crate) top_k: Option<usize>,
+    /// Draw among the fewest tokens that reach this probability; 1 is off
+    #[arg(long, env = "NIGHTMONK_TOP_P", value_name = "P")]
+    pub(crate) top_p: Option<f32>,
+    /// Draw among tokens at least this fraction as probable as the best; 0 is off
+    #[arg(long, env = "NIGHTMONK_MIN_P", value_name = "P")]
+    pub(crate) min_p: Option<f32>,
+    /// Seed of the counter-based generator
+    #[arg(long, short, env = "NIGHTMONK_SEED", value_name = "S", default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+/// What decides bytes (isa, activations, cache types) and what decides speed and memory (the rest).
+#[derive(Args)]
+pub(crate) struct Run {
+    /// Positions of a sequence; without it, the model's own, up to 8192
+    #[arg(short, long, env = "NIGHTMONK_CTX_SIZE", value_name = "N")]
+    pub(crate) ctx_size: Option<NonZeroUsize>,
+    /// Workers; without it, the physical cores
+    #[arg(short, long, env = "NIGHTMONK_THREADS", value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+    /// Instructions: scalar, avx2, avx512f, avx512; without it, the best that this CPU has
+    #[arg(long, env = "NIGHTMONK_ISA", value_name = "ISA", value_parser = isa)]
+    pub(crate) isa: Option<Isa>,
+    /// Terms of the activations in products with BF16 weights: bf16x2 or bf16
+    #[arg(long, env = "NIGHTMONK_ACTIVATIONS", value_name = "FORM", default_value = "bf16x2")]
+    pub(crate) activations: Activations,
+    /// Where weights live: resident (panels in memory) or mapped (the published file)
+    #[arg(long, env = "NIGHTMONK_LOAD", value_name = "MODE", default_value = "resident")]
+    pub(crate) load: Load,
+    /// Type of keys in the cache: f16, bf16 or f32 [llama.cpp: -ctk]
+    #[arg(long, env = "NIGHTMONK_CACHE_TYPE_K", value_name = "TYPE", default_value = "f16", value_parser = cache_type)]
+    pub(crate) cache_type_k: Dtype,
+    /// Type of values in the cache; must be that of the keys [llama.cpp: -ctv]
+    #[arg(long, env = "NIGHTMONK_CACHE_TYPE_V", value_name = "TYPE", value_parser = cache_type)]
+    pub(crate) cache_type_v: Option<Dtype>,
+    /// Rows of prompts in a step [llama.cpp: -ub]
+    #[arg(long, env = "NIGHTMONK_UBATCH_SIZE", value_name = "N", default_value = "256")]
+    pub(crate) ubatch_size: NonZeroUsize,
+    /// Use a GPU: auto, off or require; this version computes on the CPU alone
+    #[arg(long, env = "NIGHTMONK_GPU", value_name = "USE", default_value = "auto")]
+    pub(crate) gpu: Gpu,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Gpu {
+    Auto,
+    Off,
+    Require,
+}
+
+#[derive(Args)]
+pub(crate) struct OutputFormat {
+    /// Format of standard output
+    #[arg(short, long = "output", value_name = "FORMAT", default_value = "text")]
+    pub(crate) output: Format,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Text,
+    Json,
+}
+
+#[derive(Args)]
+pub(crate) struct Logits {
+    /// Model folder
+    #[arg(short, long, env = "NIGHTMONK_MODEL", value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// JSON file with a list of token ids
+    #[arg(long, value_name = "FILE.json")]
+    pub(crate) tokens: PathBuf,
+    /// Logits: float32 [tokens, vocab]
+    #[arg(short, long, value_name = "OUT.npy")]
+    pub(crate) output: PathBuf,
+    /// Chosen experts: int32 [layers with experts, tokens, k], best first
+    #[arg(long, value_name = "OUT.npy")]
+    pub(crate) router: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) run: Run,
+}
+
+#[derive(Args)]
+pub(crate) struct Night {
+    #[command(subcommand)]
+    pub(crate) command: NightCommand,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum NightCommand {
+    /// Run these jobs until they are done; started again, a job goes on where it was
+    Run(NightRun),
+}
+
+#[derive(Args)]
+pub(crate) struct NightRun {
+    /// Job files
+    #[arg(required = true, value_name = "JOB.toml")]
+    pub(crate) jobs: Vec<PathBuf>,
+    /// Model folder, in place of the job's own
+    #[arg(short, long, env = "NIGHTMONK_MODEL", value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+    /// Sequences side by side
+    #[arg(long, env = "NIGHTMONK_WIDTH", value_name = "N", default_value = "4")]
+    pub(crate) width: NonZeroUsize,
+    /// Folder of the store; without it, `.nightmonk` beside the report
+    #[arg(long, env = "NIGHTMONK_STORE", value_name = "DIR")]
+    pub(crate) store: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) run: Run,
+}
+
+#[derive(Args)]
+pub(crate) struct Import {
+    /// GGUF file
+    #[arg(value_name = "FILE.gguf")]
+    pub(crate) file: PathBuf,
+    /// Folder to write
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+    /// Type for quantised tensors: f32 keeps every value, f16 and bf16 round
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = cache_type)]
+    pub(crate) expand_to: Dtype,
+}
+
+#[derive(Args)]
+pub(crate) struct Plan {
+    /// Model folder, or a config.json alone
+    #[arg(short, long, env = "NIGHTMONK_MODEL", value_name = "DIR|config.json")]
+    pub(crate) model: PathBuf,
+    /// Memory to plan for, like 768GiB; without it, what this machine has
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) ram: Option<u64>,
+    /// Sequences side by side
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub(crate) width: NonZeroUsize,
+    #[command(flatten)]
+    pub(crate) run: Run,
+    #[command(flatten)]
+    pub(crate) output: OutputFormat,
+}
+
+#[derive(Args)]
+pub(crate) struct Doctor {
+    /// Workers for measuring the bandwidth; without it, the physical cores
+    #[arg(short, long, env = "NIGHTMONK_THREADS", value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub(crate) output: OutputFormat,
+}
+
+/// Spells llama.cpp's short flags of several letters out, which clap does not know.
+pub(crate) fn spelled_out(arguments: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    arguments.map(|argument| match argument.to_str() {
+        Some("-ctk") => "--cache-type-k".into(),
+        Some("-ctv") => "--cache-type-v".into(),
+        Some("-ub") => "--ubatch-size".into(),
+        _ => argument,
+    })
+}
+
+fn isa(name: &str) -> Result<Isa, String> {
+    Isa::by_name(name).map_err(|error| error.to_string())
+}
+
+fn cache_type(name: &str) -> Result<Dtype, String> {
+    match name {
+        "f16" => Ok(Dtype::F16),
+        "bf16" => Ok(Dtype::Bf16),
+        "f32" => Ok(Dtype::F32),
+        _ => Err("known: f16, bf16, f32".into()),
+    }
+}
+
+/// Bytes from a number with a unit: B, K, M, G, T, KiB … TiB (all powers of 1024), KB … TB (powers of 1000).
+fn size(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: f64 = number.parse().map_err(|_| format!("`{text}` does not begin with a number"))?;
+    let unit = unit.trim().to_ascii_lowercase();
+    let power = ["k", "m", "g", "t"].iter().position(|prefix| unit.starts_with(prefix)).map_or(0, |p| p as i32 + 1);
+    let base = match unit.get(usize::from(power > 0)..).unwrap_or_default() {
+        "" | "ib" => 1024.0,
+        "b" if power == 0 => 1024.0,
+        "b" => 1000.0f64,
+        _ => return Err(format!("`{unit}` is no unit of memory; known: B, KiB, MiB, GiB, TiB, KB, MB, GB, TB")),
+    };
+    Ok((number * base.powi(power)) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_flags_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_have_binary_and_decimal_units() {
+        for (text, bytes) in
+            [("1", 1), ("1B", 1), ("2K", 2048), ("2KiB", 2048), ("2kb", 2000), ("1.5GiB", 1_610_612_736), ("1TB", 1_000_000_000_000)]
+        {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "GiB", "1XB", "1.2.3G", "-1G"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+}

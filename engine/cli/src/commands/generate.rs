@@ -1,0 +1,129 @@
+//! `generate`: one prompt, its text as it comes, and one line of figures.
+
+use std::io::{Read, Write};
+
+use engine_core::sampler::SamplingParams;
+use engine_core::session::{Event, Request};
+use engine_core::text::{ChatTemplate, Message, RenderOptions};
+use serde_json::json;
+
+use crate::args::{Format, Generate, Sampling};
+use crate::failure::Failure;
+use crate::figures;
+use crate::model::{self, ModelText};
+use crate::progress::{Progress, Unit};
+
+pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
+    let prompt = prompt(arguments)?;
+    let text = ModelText::from_dir(&arguments.model)?;
+    let sampling = sampling(&arguments.sampling, &text)?;
+    let tokens = tokens(arguments, &prompt, &text)?;
+    let mut engine = model::engine(&arguments.model, &arguments.run, 1, &text)?;
+
+    let ctx_size = engine.options().ctx_size;
+    let max_tokens = arguments.predict.unwrap_or(ctx_size.saturating_sub(tokens.len()));
+    let mut prefill = Some(Progress::new("prompt", Unit::Tokens, tokens.len() as u64));
+    engine.submit(Request { tokens, max_tokens, sampling, stop: arguments.stop.clone() })?;
+
+    let mut out = std::io::stdout();
+    let mut events = Vec::new();
+    loop {
+        engine.step(&mut events);
+        for event in events.drain(..) {
+            match event {
+                Event::Prefill { done, .. } => {
+                    if let Some(progress) = &mut prefill {
+                        progress.set(done as u64);
+                    }
+                }
+                Event::Token { text, .. } => {
+                    prefill = None;
+                    if arguments.output.output == Format::Text {
+                        write!(out, "{text}")?;
+                        out.flush()?;
+                    }
+                }
+                Event::Failed { error, .. } => return Err(error.into()),
+                Event::Finished { completion, .. } => {
+                    let bandwidth = figures::read_bandwidth(&mut engine);
+                    let timings = &completion.timings;
+                    match arguments.output.output {
+                        Format::Text => writeln!(out)?,
+                        Format::Json => {
+                            let document = json!({
+                                "text": completion.text,
+                                "tokens": completion.tokens,
+                                "finish_reason": completion.finish_reason,
+                                "usage": {
+                                    "prompt_tokens": completion.prompt_tokens,
+                                    "completion_tokens": completion.tokens.len(),
+                                    "total_tokens": completion.prompt_tokens + completion.tokens.len(),
+                                },
+                                "sampling": {
+                                    "temperature": sampling.temperature,
+                                    "top_k": sampling.top_k,
+                                    "top_p": sampling.top_p,
+                                    "min_p": sampling.min_p,
+                                    "seed": sampling.seed,
+                                },
+                                "timings": {
+                                    "prompt_tokens_per_second": timings.prefill_rate(),
+                                    "tokens_per_second": timings.decode_rate(),
+                                    "bytes_per_second": timings.decode_bandwidth(),
+                                    "read_bandwidth": bandwidth,
+                                    "fraction_of_bandwidth": timings.decode_bandwidth() / bandwidth,
+                                },
+                            });
+                            writeln!(out, "{document}")?;
+                        }
+                    }
+                    eprintln!("{}", figures::generation(timings, bandwidth));
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+fn prompt(arguments: &Generate) -> Result<String, Failure> {
+    let Some(file) = &arguments.file else { return Ok(arguments.prompt.clone().unwrap_or_default()) };
+    let named = |error: std::io::Error| {
+        std::io::Error::new(error.kind(), format!("cannot read the prompt from {}: {error}", file.display()))
+    };
+    if file.as_os_str() == "-" {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).map_err(named)?;
+        return Ok(text);
+    }
+    Ok(std::fs::read_to_string(file).map_err(named)?)
+}
+
+fn tokens(arguments: &Generate, prompt: &str, text: &ModelText) -> Result<Vec<u32>, Failure> {
+    if !arguments.chat {
+        return Ok(text.tokenizer.encode(prompt, true)?);
+    }
+    let mut messages = Vec::new();
+    messages.extend(arguments.system.iter().map(|system| Message::new("system", system.as_str())));
+    messages.push(Message::new("user", prompt));
+    let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+    Ok(ChatTemplate::from_dir(&arguments.model)?.render_to_tokens(&text.tokenizer, &messages, &options)?)
+}
+
+/// A flag, else the model's own default, else its plain distribution.
+fn sampling(flags: &Sampling, text: &ModelText) -> Result<SamplingParams, Failure> {
+    let defaults = &text.defaults;
+    if let Some(penalty) = defaults.repetition_penalty.filter(|penalty| *penalty != 1.0) {
+        eprintln!("note: generation_config.json asks for repetition_penalty {penalty}, which this version does not have");
+    }
+    let greedy = defaults.do_sample == Some(false);
+    let plain = SamplingParams::default();
+    let params = SamplingParams {
+        temperature: flags.temp.or(greedy.then_some(0.0)).or(defaults.temperature).unwrap_or(plain.temperature),
+        top_k: flags.top_k.or(defaults.top_k).unwrap_or(plain.top_k),
+        top_p: flags.top_p.or(defaults.top_p).unwrap_or(plain.top_p),
+        min_p: flags.min_p.or(defaults.min_p).unwrap_or(plain.min_p),
+        seed: flags.seed,
+    };
+    params.validate().map_err(|error| Failure::Usage(error.to_string()))?;
+    Ok(params)
+}

@@ -1,0 +1,83 @@
+//! `logits`: token ids in, float32 logits out, and with `--router` the chosen experts.
+
+use std::io::{self, Write};
+use std::num::NonZeroUsize;
+
+use engine_core::model::Observer;
+use engine_core::session::Evaluator;
+use numa::{Pinning, Pool};
+
+use super::npy;
+use crate::args::Logits;
+use crate::failure::Failure;
+use crate::model;
+use crate::progress::{Progress, Unit};
+
+const TOKENS_BYTES_MAX: u64 = 64 << 20;
+
+/// Chosen experts of each layer that has some, as they come chunk by chunk.
+#[derive(Default)]
+struct Chosen(std::collections::BTreeMap<usize, Vec<u32>>);
+
+impl Observer for Chosen {
+    fn routed(&mut self, layer: usize, _: &[f32], experts: &[u32]) {
+        self.0.entry(layer).or_default().extend_from_slice(experts);
+    }
+}
+
+pub(crate) fn run(arguments: &Logits) -> Result<(), Failure> {
+    let tokens = tokens(arguments)?;
+    let (model, request) = model::load(&arguments.model, &arguments.run, 1)?;
+    let config = model.config();
+    if let Some(token) = tokens.iter().find(|token| **token as usize >= config.vocab_size) {
+        return Err(Failure::Usage(format!("token {token} is not in the vocabulary of {}", config.vocab_size)));
+    }
+    if tokens.len() > request.ctx_size {
+        let why = format!("{} tokens do not fit `--ctx-size {}`", tokens.len(), request.ctx_size);
+        return Err(Failure::Usage(why));
+    }
+    if arguments.router.is_some() && config.sparse_layers().next().is_none() {
+        return Err(Failure::Usage("`--router`: this model has no experts".into()));
+    }
+    let threads = NonZeroUsize::new(request.threads).unwrap_or(NonZeroUsize::MIN);
+    let pool = Pool::new(threads, Pinning::Pinned)?;
+    let mut evaluator = Evaluator::new(&model, pool, request.kv_dtype, tokens.len(), request.ubatch_size)?;
+
+    let named = |path: &std::path::Path, error: io::Error| {
+        io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()))
+    };
+    let shape = [tokens.len(), config.vocab_size];
+    let mut out = npy::create(&arguments.output, npy::Kind::Float32, &shape).map_err(|e| named(&arguments.output, e))?;
+    let mut progress = Progress::new("logits", Unit::Tokens, tokens.len() as u64);
+    let mut chosen = Chosen::default();
+    let fed = evaluator.feed(&tokens, &mut chosen, |position, logits| {
+        progress.set(position as u64 + 1);
+        logits.iter().try_for_each(|logit| out.write_all(&logit.to_le_bytes()))
+    });
+    fed.and_then(|()| out.flush()).map_err(|error| named(&arguments.output, error))?;
+
+    if let Some(path) = &arguments.router {
+        let k = config.sparse_layers().map(|(_, sparse)| sparse.num_experts_per_tok).max().unwrap_or(0);
+        let shape = [chosen.0.len(), tokens.len(), k];
+        let write = || {
+            let mut out = npy::create(path, npy::Kind::Int32, &shape)?;
+            chosen.0.values().flatten().try_for_each(|expert| out.write_all(&expert.to_le_bytes()))?;
+            out.flush()
+        };
+        write().map_err(|error| named(path, error))?;
+    }
+    Ok(())
+}
+
+fn tokens(arguments: &Logits) -> Result<Vec<u32>, Failure> {
+    let path = &arguments.tokens;
+    let usage = |why: String| Failure::Usage(format!("{}: {why}", path.display()));
+    let bytes = std::fs::metadata(path).map_err(|error| usage(error.to_string()))?.len();
+    if bytes > TOKENS_BYTES_MAX {
+        return Err(usage(format!("it has {bytes} bytes; at most {TOKENS_BYTES_MAX} are read")));
+    }
+    let text = std::fs::read(path).map_err(|error| usage(error.to_string()))?;
+    let tokens: Vec<u32> = serde_json::from_slice(&text)
+        .map_err(|error| usage(format!("it is not a JSON list of token ids like [1, 2, 3]: {error}")))?;
+    if tokens.is_empty() { Err(usage("the list is empty".into())) } else { Ok(tokens) }
+}

@@ -1,0 +1,9 @@
+//! The commands, one file each.
+
+pub(crate) mod doctor;
+pub(crate) mod generate;
+pub(crate) mod import;
+pub(crate) mod logits;
+pub(crate) mod night;
+mod npy;
+pub(crate) mod plan;

@@ -1,0 +1,51 @@
+//! `plan`: bytes of a run, counted before anything is loaded.
+
+use engine_core::checkpoint::Checkpoint;
+use engine_core::config::ModelConfig;
+use engine_core::plan::{Plan, bytes};
+use simd::Dtype;
+
+use crate::args::{self, Format};
+use crate::failure::Failure;
+use crate::model;
+
+pub(crate) fn run(arguments: &args::Plan) -> Result<(), Failure> {
+    let width = arguments.width.get();
+    let plan = if arguments.model.is_dir() && has_weights(&arguments.model) {
+        let checkpoint = Checkpoint::open(&arguments.model)?;
+        let request = model::plan_request(&arguments.run, checkpoint.config(), width)?;
+        let dtype_of = |name: &str| checkpoint.tensor(name).dtype;
+        model::check_plan(checkpoint.config(), dtype_of, &request, arguments.ram)?
+    } else {
+        let file = match arguments.model.is_dir() {
+            true => arguments.model.join("config.json"),
+            false => arguments.model.clone(),
+        };
+        let config = ModelConfig::from_file(&file)?;
+        let request = model::plan_request(&arguments.run, &config, width)?;
+        let dtype = config.torch_dtype.unwrap_or(Dtype::Bf16);
+        model::check_plan(&config, |_| dtype, &request, arguments.ram)?
+    };
+    match arguments.output.output {
+        Format::Json => println!("{}", serde_json::to_string(&plan)?),
+        Format::Text => show(&plan),
+    }
+    Ok(())
+}
+
+fn has_weights(folder: &std::path::Path) -> bool {
+    ["model.safetensors", "model.safetensors.index.json"].iter().any(|file| folder.join(file).exists())
+}
+
+fn show(plan: &Plan) {
+    let row = |name: &str, amount: u64, what: &str| println!("{name:<18}{:>14}  {what}", bytes(amount));
+    println!("{:<18}{:>14.2}  billion", "parameters", plan.parameters as f64 / 1e9);
+    row("checkpoint", plan.checkpoint_bytes, "tensors as published");
+    row("weights", plan.weight_bytes, "in memory of their own");
+    row("mapped", plan.mapped_bytes, "of the checkpoint, in the page cache");
+    let tokens = format!("for {} x {} tokens, {} a token", plan.width, plan.ctx_size, bytes(plan.kv_bytes_per_token));
+    row("keys and values", plan.kv_bytes, &tokens);
+    row("scratch", plan.scratch_bytes, "buffers of a step");
+    row("total", plan.total_bytes, "");
+    row("a token reads", plan.bytes_per_token, "of weights");
+}

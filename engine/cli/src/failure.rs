@@ -1,0 +1,41 @@
+//! How a command fails, and the exit code that scripts see.
+
+use std::error::Error;
+use std::fmt;
+use std::process::ExitCode;
+
+/// Why a command did not do what it was asked.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// It went wrong: exit code 1.
+    Failed(Box<dyn Error>),
+    /// It was asked wrongly: exit code 2.
+    Usage(String),
+    /// It does not fit this machine: exit code 3.
+    Refused(Box<dyn Error>),
+}
+
+impl Failure {
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Failed(_) => 1,
+            Self::Usage(_) => 2,
+            Self::Refused(_) => 3,
+        })
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Failed(error) | Self::Refused(error) => write!(f, "{error}"),
+            Self::Usage(why) => write!(f, "{why} (`nightmonk help` lists commands and flags)"),
+        }
+    }
+}
+
+impl<E: Error + 'static> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Failed(Box::new(error))
+    }
+}

@@ -6,7 +6,7 @@
 const ID_LIMIT: usize = 1 << 16;
 
 /// The ids of a kernel list, ascending and distinct; an empty text is an empty list. `None` where it is not a list.
-pub fn parse(text: &str) -> Option<Vec<usize>> {
+pub(crate) fn parse(text: &str) -> Option<Vec<usize>> {
     let mut ids = Vec::new();
     let text = text.trim();
     if text.is_empty() {

@@ -8,7 +8,7 @@ pub mod affinity;
 pub mod bandwidth;
 mod cgroup;
 pub mod cores;
-pub mod id_list;
+mod id_list;
 mod kernel_files;
 pub mod memory;
 pub mod partition;

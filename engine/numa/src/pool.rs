@@ -7,7 +7,7 @@
 //! # Why this is sound
 //!
 //! The caller publishes a pointer to a closure on its own stack, and does not return before every worker has left it.
-//! Four atomics carry that; [`Pool::run`] takes `&mut self`, so there is one publisher at a time.
+//! Every loop takes `&mut Pool`, so there is one publisher at a time.
 //!
 //! * *Publication.* The caller writes `job` and `remaining`, then stores `epoch` (at least Release). A worker loads
 //!   `epoch` (at least Acquire) until it differs from the last one it saw, and only then reads `job`: it sees this
@@ -140,11 +140,11 @@ impl Shared {
     }
 }
 
-/// Spins for `limit` or until `done`, and says which.
+/// Spins until `done`, but not much longer than `limit`; whether it is done.
 fn spin_until(limit: Duration, done: impl Fn() -> bool) -> bool {
     let start = Instant::now();
     loop {
-        // Reading the clock takes about as long as one pause on some CPUs and ten on others.
+        // Several pauses to one look at the clock, which on some CPUs costs as much as all of them.
         for _ in 0..16 {
             if done() {
                 return true;

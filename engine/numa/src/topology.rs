@@ -120,7 +120,7 @@ impl Topology {
     }
 
     /// All allowed cores: the most threads that a pinned pool can have.
-    pub fn cores(&self) -> usize {
+    pub fn core_count(&self) -> usize {
         self.nodes.iter().map(|node| node.cores.len()).sum()
     }
 }
@@ -201,7 +201,7 @@ mod tests {
         assert_eq!(topology.nodes[2].cores, []);
         assert_eq!(topology.nodes[2].memory_bytes, 3000 * 1024);
         assert_eq!(topology.nodes[1].distances, [21, 10, 24]);
-        assert_eq!(topology.cores(), 4);
+        assert_eq!(topology.core_count(), 4);
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub fn multiply(
     assert!(panels.start <= panels.end && panels.end <= w.panel_count(), "panels {panels:?} of {}", w.panel_count());
     assert!(x.form().suits(isa, w), "activations are prepared as {:?}, which does not suit {w:?} on {isa}", x.form());
     assert_eq!(sums.len(), panels.len() * select.len(), "sums for {} panels and {} rows", panels.len(), select.len());
-    let call = Call { w, panels, x, select, scratch, sums };
+    let call = Call { isa, w, panels, x, select, scratch, sums };
     match (isa, w.dtype()) {
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx512(token), Dtype::Bf16) => call.run(token),
@@ -57,6 +57,7 @@ pub fn multiply(
 }
 
 struct Call<'a> {
+    isa: Isa,
     w: &'a Matrix<'a>,
     panels: Range<usize>,
     x: &'a Rows,
@@ -85,7 +86,7 @@ impl Call<'_> {
                 Layout::RowMajor => {
                     let bytes = self.scratch.bytes_mut(count * panel_bytes);
                     for (i, out) in (first..first + count).zip(bytes.chunks_exact_mut(panel_bytes.max(1))) {
-                        self.w.pack_panel(i, out);
+                        self.w.pack_panel_with(self.isa, i, out);
                     }
                     &*bytes
                 }

@@ -39,4 +39,16 @@ pub(crate) trait Lanes: Copy {
     /// `a * b + c`: rounded once where the ISA can, else after each operation.
     fn multiply_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     fn to_array(self, x: Self::V) -> [f32; 16];
+
+    /// Word `j` of line `i` becomes word `i` of line `j`.
+    #[inline(always)]
+    fn transpose(self, lines: [&[u8; 64]; 16]) -> [[u32; 16]; 16] {
+        let mut out = [[0; 16]; 16];
+        for (i, line) in lines.into_iter().enumerate() {
+            for (out, word) in out.iter_mut().zip(line.as_chunks().0) {
+                out[i] = u32::from_le_bytes(*word);
+            }
+        }
+        out
+    }
 }

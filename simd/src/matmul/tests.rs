@@ -300,20 +300,30 @@ fn a_matrix_of_no_columns_gives_zeros() {
 }
 
 #[test]
-fn panels_lie_as_they_are_described() {
-    let values: Vec<f32> = (0..17 * 3).map(|i| i as f32).collect();
+fn panels_lie_as_they_are_described_for_every_number_of_rows_and_columns() {
     for dtype in DTYPES {
-        let w = Weights::new(dtype, [17, 3], &values);
-        let mut panels = vec![0.0; w.panels().bytes().len() / dtype.size()];
-        dtype.widen(w.panels().bytes(), &mut panels);
-        let step = cols_per_step(dtype);
-        let padded = 3_usize.next_multiple_of(step);
-        for (i, got) in panels.iter().enumerate() {
-            let (panel, rest) = (i / (PANEL * padded), i % (PANEL * padded));
-            let row = panel * PANEL + rest / step % PANEL;
-            let col = rest / (PANEL * step) * step + rest % step;
-            let want = if row < 17 && col < 3 { values[row * 3 + col] } else { 0.0 };
-            assert_eq!(*got, want, "{dtype} panel {panel}, row {row}, column {col}");
+        for (rows, cols) in (1..=33).flat_map(|rows| (1..=70).map(move |cols| (rows, cols))) {
+            // Whole numbers that BF16 has.
+            let values: Vec<f32> = (0..rows * cols).map(|i| (i % 255 + 1) as f32).collect();
+            let w = Weights::new(dtype, [rows, cols], &values);
+            let mut panels = vec![0.0; w.panels().bytes().len() / dtype.size()];
+            dtype.widen(w.panels().bytes(), &mut panels);
+            let step = cols_per_step(dtype);
+            let padded = cols.next_multiple_of(step);
+            for (i, got) in panels.iter().enumerate() {
+                let (panel, rest) = (i / (PANEL * padded), i % (PANEL * padded));
+                let row = panel * PANEL + rest / step % PANEL;
+                let col = rest / (PANEL * step) * step + rest % step;
+                let want = if row < rows && col < cols { values[row * cols + col] } else { 0.0 };
+                assert_eq!(*got, want, "{dtype} [{rows}, {cols}]: row {row}, column {col}");
+            }
+            for isa in Isa::available() {
+                let mut packed = vec![0xff; w.panels().bytes_of_panel()];
+                for (panel, want) in w.panels().bytes().chunks_exact(packed.len()).enumerate() {
+                    w.row_major().pack_panel_with(isa, panel, &mut packed);
+                    assert_eq!(packed, want, "{isa} {dtype} [{rows}, {cols}], panel {panel}");
+                }
+            }
         }
     }
 }

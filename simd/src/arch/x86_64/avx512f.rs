@@ -74,6 +74,52 @@ fn to_array(x: __m512) -> [f32; 16] {
     out
 }
 
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_line(line: &[u8; 64]) -> __m512i {
+    // SAFETY: reads the 64 bytes of `line`; unaligned is fine.
+    unsafe { _mm512_loadu_si512(line.as_ptr().cast()) }
+}
+
+/// In registers: words, then pairs of words change places within quarters of two lines, then the quarters.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transpose(lines: [&[u8; 64]; 16]) -> [[u32; 16]; 16] {
+    // Of 4 lines, `quarters[line / 4][column % 4]` has in quarter `q` what stands in column `4 q + column % 4`.
+    let mut quarters = [[_mm512_setzero_si512(); 4]; 4];
+    for i in 0..4 {
+        let (a, b) = (load_line(lines[4 * i]), load_line(lines[4 * i + 1]));
+        let (c, d) = (load_line(lines[4 * i + 2]), load_line(lines[4 * i + 3]));
+        let (ab_low, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+        let (cd_low, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+        quarters[i] = [
+            _mm512_unpacklo_epi64(ab_low, cd_low),
+            _mm512_unpackhi_epi64(ab_low, cd_low),
+            _mm512_unpacklo_epi64(ab_high, cd_high),
+            _mm512_unpackhi_epi64(ab_high, cd_high),
+        ];
+    }
+    let mut out = [[0; 16]; 16];
+    for column in 0..4 {
+        let [a, b, c, d] = [quarters[0][column], quarters[1][column], quarters[2][column], quarters[3][column]];
+        // Quarters 0 and 2 of both, quarters 1 and 3 of both.
+        let (ab_even, ab_odd) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b));
+        let (cd_even, cd_odd) = (_mm512_shuffle_i32x4::<0x88>(c, d), _mm512_shuffle_i32x4::<0xdd>(c, d));
+        store_words(_mm512_shuffle_i32x4::<0x88>(ab_even, cd_even), &mut out[column]);
+        store_words(_mm512_shuffle_i32x4::<0x88>(ab_odd, cd_odd), &mut out[4 + column]);
+        store_words(_mm512_shuffle_i32x4::<0xdd>(ab_even, cd_even), &mut out[8 + column]);
+        store_words(_mm512_shuffle_i32x4::<0xdd>(ab_odd, cd_odd), &mut out[12 + column]);
+    }
+    out
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store_words(x: __m512i, out: &mut [u32; 16]) {
+    // SAFETY: writes the 64 bytes of `out`; unaligned is fine.
+    unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), x) };
+}
+
 impl Lanes for Avx512f {
     type V = __m512;
 
@@ -133,5 +179,11 @@ impl Lanes for Avx512f {
     fn to_array(self, x: __m512) -> [f32; 16] {
         // SAFETY: `self` proves every feature that `to_array` enables.
         unsafe { to_array(x) }
+    }
+
+    #[inline(always)]
+    fn transpose(self, lines: [&[u8; 64]; 16]) -> [[u32; 16]; 16] {
+        // SAFETY: `self` proves every feature that `transpose` enables.
+        unsafe { transpose(lines) }
     }
 }

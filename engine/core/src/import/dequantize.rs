@@ -3,7 +3,7 @@
 //! A block holds small integers and one or two scales; expanding it is exact up to the one rounding
 //! that ggml itself does (products of a half-precision scale with such small integers fit a
 //! `f32`, only the final sum of Q4_1 and Q4_K may round). So the values are those that every other
-//! reader of the file computes with, bit by bit: `tests::every_type_expands_to_the_reference_bits`.
+//! reader of the file computes with, bit by bit (`tests/values.rs`).
 //!
 //! Layouts: `ggml-common.h` and `ggml-quants.c` of ggml-org/ggml.
 

@@ -14,7 +14,8 @@ const HIDDEN_SIZE_MAX: u64 = 1 << 17;
 const HEAD_DIM_MAX: u64 = 1024;
 const WIDTH_MAX: u64 = 1 << 20;
 
-/// Keys that are read below, without their prefix `llama.`.
+/// Keys without their prefix `llama.`: read below, save `rope.scaling.finetuned`, which changes nothing, and
+/// `vocab_size`, which is compared with the embedding.
 const UNDERSTOOD: &[&str] = &[
     "attention.head_count",
     "attention.head_count_kv",

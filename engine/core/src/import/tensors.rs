@@ -74,8 +74,16 @@ pub(super) fn plan(gguf: &Gguf, model: &Hyperparameters, expand_to: Dtype) -> Re
     if vocab_size > 1 << 21 {
         return Err(ImportError::setting("token_embd.weight", format!("a vocabulary of {vocab_size} is too large")));
     }
+    if let Some(named) = gguf.metadata.count("llama.vocab_size")?.filter(|named| *named > vocab_size) {
+        let reason = format!("{named} tokens do not fit the {vocab_size} rows of the embedding");
+        return Err(ImportError::setting("llama.vocab_size", reason));
+    }
     let tie_word_embeddings = !planner.has("output.weight");
     let attention_bias = planner.has("blk.0.attn_q.bias");
+    if attention_bias && model.experts.is_some() {
+        let reason = "attention with biases and experts together is not supported".to_owned();
+        return Err(ImportError::setting("blk.0.attn_q.bias", reason));
+    }
     let mlp_bias = planner.has("blk.0.ffn_gate.bias");
 
     planner.take("token_embd.weight", "model.embed_tokens.weight", &[vocab_size, hidden], None)?;

@@ -106,7 +106,6 @@ pub(crate) fn defuse(text: &str, top: usize, links: &HashSet<&str>) -> String {
     let mut out = String::with_capacity(text.len() + text.len() / 16);
     let mut fence: Fence = None;
     let mut fence_line = String::new();
-    let mut after_text = false;
     let text = text.replace("\r\n", "\n").replace('\r', "\n");
     for line in text.trim().split('\n') {
         let line: Cow<str> = if line.contains(is_invisible) {
@@ -124,9 +123,8 @@ pub(crate) fn defuse(text: &str, top: usize, links: &HashSet<&str>) -> String {
             }
             InFence::Closes => out.push_str(line.trim()),
             InFence::Inside => out.push_str(&line),
-            InFence::No => defuse_line(&line, top, after_text, links, &mut out),
+            InFence::No => defuse_line(&line, top, links, &mut out),
         }
-        after_text = !line.trim_matches(MARGIN).is_empty();
         out.push('\n');
     }
     if fence.is_some() {
@@ -137,10 +135,10 @@ pub(crate) fn defuse(text: &str, top: usize, links: &HashSet<&str>) -> String {
     out
 }
 
-/// One line of somebody else's text, to stand inside a line of the report.
+/// Somebody else's text, to stand inside a line of the report (not at its start, where it could begin a block).
 pub(crate) fn defuse_inline(text: &str) -> String {
     let mut out = String::new();
-    let one_line = text.replace(['\n', '\r', '`', '*', '_'], " ").replace(is_invisible, "");
+    let one_line = text.replace(['\n', '\r'], " ").replace(is_invisible, "");
     spans(one_line.trim(), &HashSet::new(), &mut out);
     out
 }
@@ -154,9 +152,9 @@ fn is_invisible(c: char) -> bool {
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
-fn defuse_line(line: &str, top: usize, after_text: bool, links: &HashSet<&str>, out: &mut String) {
+fn defuse_line(line: &str, top: usize, links: &HashSet<&str>, out: &mut String) {
     let block = line.trim_start_matches(|c: char| {
-        MARGIN.contains(&c) || matches!(c, '-' | '*' | '+' | '.' | ')') || c.is_ascii_digit()
+        MARGIN.contains(&c) || matches!(c, '-' | '*' | '+' | '.' | ')' | ':') || c.is_ascii_digit()
     });
     let level = block.bytes().take_while(|b| *b == b'#').count();
     if (1..=6).contains(&level) && block[level..].chars().next().is_none_or(|c| c == ' ' || c == '\t') {
@@ -165,14 +163,19 @@ fn defuse_line(line: &str, top: usize, after_text: bool, links: &HashSet<&str>, 
         spans(&block[level..], links, out);
         return;
     }
-    // `text` over `===` or `---` is a heading too.
+    // `===` or `---` under a line makes a heading of it, and two of `---` or `+++` hide what is between them from some
+    // readers; `***` is a rule and nothing else.
     let rule = line.trim_matches(MARGIN);
     let is_rule = |mark: char| !rule.is_empty() && rule.chars().all(|c| c == mark);
-    if is_rule('=') || (is_rule('-') && after_text) {
+    if is_rule('=') || is_rule('-') || is_rule('+') {
         let start = line.find(rule).expect("trimmed from it");
         out.push_str(&line[..start]);
-        out.push('\\');
-        out.push_str(&line[start..]);
+        if is_rule('-') && rule.len() >= 3 {
+            out.push_str("***");
+        } else {
+            out.push('\\');
+            out.push_str(rule);
+        }
         return;
     }
     spans(line, links, out);
@@ -210,7 +213,7 @@ fn spans(text: &str, links: &HashSet<&str>, out: &mut String) {
         let next = rest[c.len_utf8()..].chars().next();
         match (c, next) {
             (']', Some('(' | '[' | ':')) => out.push_str("&#93;"),
-            ('<', Some('a'..='z' | 'A'..='Z' | '/' | '!' | '?')) => out.push_str("&lt;"),
+            ('<', Some('a'..='z' | 'A'..='Z' | '/' | '!' | '?' | '%')) => out.push_str("&lt;"),
             (':', _) if rest.starts_with("://") => out.push_str("&#58;"),
             ('w' | 'W', _) if rest.get(..4).is_some_and(|www| www.eq_ignore_ascii_case("www.")) => {
                 out.push_str(&rest[..3]);
@@ -275,7 +278,7 @@ mod tests {
 
     #[test]
     fn an_answer_in_plain_markdown_stays_as_it_is() {
-        let text = "- **Limit**: 14 m/s, see [[dome]].\n- `a[0] < b`, 5 > 3, и так далее\n\n1. x = y[i]\n\n```\nfn main() {\n    # [[x]]\n}\n```\n\n---\n\n| a | b |\n|---|---|";
+        let text = "- **Limit**: 14 m/s, see [[dome]].\n- `a[0] < b`, 5 > 3, и так далее\n\n1. x = y[i]\n\n```\nfn main() {\n    # [[x]]\n}\n```\n\n***\n\n| a | b |\n|---|---|";
         assert_eq!(defused(text), text);
         assert_eq!(power_of(text), None);
     }
@@ -312,6 +315,8 @@ mod tests {
             "\\\\[[fake]] \\\\[x](y) \\![x](y) [^1]\n\n[^1]: note",
             "a\r# Sources\r\n# Sources\u{2028}# x",
             "---\ntitle: x\n---\n# y",
+            "term\n: # definition",
+            "text\n\n---\na: b\n---\n\n+++\nc\n+++",
             "`unclosed [[fake]]\n[x](`y`)",
         ] {
             let got = defused(text);
@@ -324,11 +329,11 @@ mod tests {
 
     #[test]
     fn a_title_in_a_line_is_harmless() {
-        assert_eq!(defuse_inline("x](http://evil) `[[dome]]`\n# y"), "x&#93;(http&#58;//evil)  ⟦dome⟧  # y");
+        assert_eq!(defuse_inline("x](http://evil) [[dome]]\n# a_b"), "x&#93;(http&#58;//evil) ⟦dome⟧ # a_b");
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(1_500))]
+        #![proptest_config(ProptestConfig { cases: 5_000, failure_persistence: None, ..ProptestConfig::default() })]
         #[test]
         fn no_sequence_of_hostile_pieces_keeps_power(
             pieces in prop::collection::vec(prop::sample::select(vec![

@@ -364,7 +364,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_named() {
-        let cases: [(&str, fn(&Path), &[&str]); 6] = [
+        type Prepare = fn(&Path);
+        let cases: [(&str, Prepare, &[&str]); 6] = [
             ("missing", |_| (), &["there is no", "missing"]),
             ("n", |_| (), &["no note matches", ".md"]),
             ("n", |n| fs::write(n.join("x.md"), b"ab\xff").unwrap(), &["x.md", "UTF-8", "byte 2"]),
@@ -385,6 +386,20 @@ mod tests {
         fs::write(folder.path().join(std::ffi::OsStr::from_bytes(b"x\xff.md")), b"x").unwrap();
         assert!(read(&folder, &["."]).unwrap_err().contains("rename"));
         assert!(read(&folder, &["[.md"]).unwrap_err().contains("not a glob"));
+    }
+
+    #[test]
+    fn a_folder_that_may_not_be_read_is_named() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = folder(&[("a.md", b"a"), ("closed/b.md", b"b")]);
+        let closed = folder.path().join("closed");
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0)).unwrap();
+        // The superuser may read it all the same.
+        if fs::read_dir(&closed).is_err() {
+            let message = read(&folder, &["."]).unwrap_err();
+            assert!(message.contains("cannot read") && message.contains("closed"), "{message}");
+        }
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).unwrap();
     }
 
     #[test]

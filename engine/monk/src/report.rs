@@ -123,8 +123,9 @@ fn model_name(model: &Path) -> String {
 
 fn source(note: &Note, parts: &[Record], links: &HashSet<&str>, out: &mut String) {
     let Note { link, title, path, .. } = note;
-    write!(out, "\n### {link}\n\n{} ({})", defuse_inline(title), defuse_inline(path)).expect("a string takes all");
-    out.push_str(if parts.is_empty() { ": the note is empty.\n" } else { "\n" });
+    write!(out, "\n### {link}\n\nTitle: {}. File: {}.", defuse_inline(title), defuse_inline(path))
+        .expect("a string takes all");
+    out.push_str(if parts.is_empty() { " The note is empty.\n" } else { "\n" });
     for (number, part) in parts.iter().enumerate() {
         if parts.len() > 1 {
             write!(out, "\n#### Part {} of {}\n", number + 1, parts.len()).expect("a string takes all");

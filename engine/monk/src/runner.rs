@@ -38,9 +38,7 @@ pub enum JobError {
     #[error("the model gave no answer: {0}")]
     Generate(#[from] GenerateError),
     /// The generator broke its contract; a bug in it.
-    #[error(
-        "the generator finished request {index} of {requests} {how}; this is a bug in it, nothing wrong was recorded"
-    )]
+    #[error("the generator finished request {index} of {requests} {how}; this is a bug in it")]
     Contract {
         /// The index that it named, or that it left out.
         index: usize,
@@ -188,8 +186,10 @@ impl Night {
             counts: Counts::default(),
         };
         let result = run.run(&self.report);
-        if result.is_err() {
-            // Where the store cannot say it, the next run finds the steps "running" and means the same by it.
+        // A store that has failed is not written to again: the next run recovers it, and takes steps that it finds
+        // "running" for what they are.
+        if result.as_ref().is_err_and(|error| !matches!(error, JobError::Store(_))) {
+            // The error that ended the run is the one to tell.
             let _ = self.store.interrupt();
         }
         result
@@ -279,7 +279,7 @@ impl Run<'_> {
             requests.extend(prompts.into_iter().map(|prompt| self.request(prompt, &self.job.recipe.map)));
         }
         self.check_that_merging_can_end(&parts_of_notes)?;
-        let mut answers = self.steps(StepKind::Map, 0, &requests)?.into_iter();
+        let mut answers = self.steps(StepKind::Map, 0, requests)?.into_iter();
         Ok(parts_of_notes.into_iter().map(|parts| answers.by_ref().take(parts).collect()).collect())
     }
 
@@ -359,7 +359,7 @@ impl Run<'_> {
         })
     }
 
-    /// Merges answers, in rounds while they do not fit one prompt.
+    /// Merges answers, in rounds while they do not fit one prompt. A round leaves fewer of them or is the last.
     fn reduce(&mut self, answers: &[Vec<Record>]) -> Result<Merged, JobError> {
         let mut items: Vec<_> = self
             .notes
@@ -368,10 +368,12 @@ impl Run<'_> {
             .flat_map(|(note, parts)| parts.iter().map(|part| item(note, part.output.clone())))
             .collect();
         let mut cut_merges = 0;
-        for round in 1.. {
+        let mut round = 0;
+        loop {
+            round += 1;
             if self.fitting(&items, round, true)? == items.len() {
                 let request = self.request(self.reduce_prompt(&items, round, true)?, &self.job.recipe.reduce);
-                let answer = self.steps(StepKind::Reduce, round, &[request])?.swap_remove(0);
+                let answer = self.steps(StepKind::Reduce, round, vec![request])?.swap_remove(0);
                 self.store.end_plan(round)?;
                 return Ok(Merged { answer, rounds: round, cut_merges });
             }
@@ -381,7 +383,7 @@ impl Run<'_> {
                 let prompt = self.reduce_prompt(&items[group.clone()], round, false)?;
                 requests.push(self.request(prompt, &self.job.recipe.reduce));
             }
-            let mut merged = self.steps(StepKind::Reduce, round, &requests)?.into_iter();
+            let mut merged = self.steps(StepKind::Reduce, round, requests)?.into_iter();
             items = groups
                 .into_iter()
                 .map(|group| {
@@ -398,7 +400,6 @@ impl Run<'_> {
                 })
                 .collect();
         }
-        unreachable!("each round leaves fewer items or is the last")
     }
 
     /// Items packed in their order, as many to a prompt as fit; fewer groups than items.
@@ -428,67 +429,79 @@ impl Run<'_> {
     }
 
     /// The answers to `requests`, from their records where there are some, else from the generator by way of a record.
-    fn steps(&mut self, kind: StepKind, round: usize, requests: &[PromptRequest]) -> Result<Vec<Record>, JobError> {
+    fn steps(&mut self, kind: StepKind, round: usize, requests: Vec<PromptRequest>) -> Result<Vec<Record>, JobError> {
         let inputs: Vec<_> = requests.iter().map(|request| input(&self.fingerprint, request)).collect();
         self.store.plan(kind, round, &inputs)?;
         let mut answers = HashMap::new();
         // Equal requests have equal answers: they are one step.
+        let mut seen = HashSet::new();
         let mut missing = Vec::new();
         let mut pending = Vec::new();
         for (input, request) in inputs.iter().zip(requests) {
-            if answers.contains_key(input) || missing.contains(&input) {
+            if !seen.insert(input) {
                 continue;
             }
             match self.store.recorded(input)? {
-                Some(record) => drop(answers.insert(input, record)),
+                Some(record) => drop(answers.insert(&**input, record)),
                 None => {
-                    missing.push(input);
-                    pending.push(request.clone());
+                    missing.push(&**input);
+                    pending.push(request);
                 }
             }
         }
-        let (recorded, steps) = (answers.len(), answers.len() + missing.len());
+        let (steps, recorded) = (seen.len(), answers.len());
         self.counts.steps += steps;
         self.counts.reused += recorded;
         (self.observer)(Progress::Round { kind, round, steps, recorded });
-
         if !pending.is_empty() {
             self.store.start(kind, round)?;
-            let (store, observer, counts) = (self.store, &mut *self.observer, &mut self.counts);
-            let mut failure = None;
-            let mut finish = |index: usize, completion: Completion| -> Result<(), JobError> {
-                let contract = |how| JobError::Contract { index, requests: missing.len(), how };
-                let input = *missing.get(index).ok_or_else(|| contract("that it never had"))?;
-                if answers.contains_key(input) {
-                    return Err(contract("twice"));
-                }
-                store.record(input, &completion)?;
-                let Completion { text, finish_reason, prompt_tokens, completion_tokens } = completion;
-                answers.insert(input, Record { output: text, finish_reason, prompt_tokens, completion_tokens });
-                counts.prompt_tokens += prompt_tokens as u64;
-                counts.completion_tokens += completion_tokens as u64;
-                observer(Progress::Step { kind, round, done: answers.len(), steps, prompt_tokens, completion_tokens });
-                Ok(())
-            };
-            let generated = self.generator.generate(&pending, &mut |index, completion| {
-                if failure.is_some() {
-                    return Err(Abort);
-                }
-                finish(index, completion).map_err(|e| {
-                    failure = Some(e);
-                    Abort
-                })
-            });
-            if let Some(failure) = failure {
-                return Err(failure);
-            }
-            generated?;
-            if let Some(index) = missing.iter().position(|input| !answers.contains_key(*input)) {
-                return Err(JobError::Contract { index, requests: missing.len(), how: "never" });
-            }
+            self.generate(kind, round, &missing, &pending, &mut answers)?;
         }
         self.counts.cut += answers.values().filter(|answer| answer.finish_reason == FinishReason::Length).count();
-        Ok(inputs.iter().map(|input| answers[input].clone()).collect())
+        Ok(inputs.iter().map(|input| answers[&**input].clone()).collect())
+    }
+
+    /// Has `pending` answered and each answer recorded under its input in `missing` before it joins `answers`.
+    fn generate<'i>(
+        &mut self,
+        kind: StepKind,
+        round: usize,
+        missing: &[&'i str],
+        pending: &[PromptRequest],
+        answers: &mut HashMap<&'i str, Record>,
+    ) -> Result<(), JobError> {
+        let requests = pending.len();
+        let steps = answers.len() + requests;
+        let (store, observer, counts) = (self.store, &mut *self.observer, &mut self.counts);
+        let mut finish = |index: usize, completion: Completion| -> Result<(), JobError> {
+            let contract = |how| JobError::Contract { index, requests, how };
+            let input = *missing.get(index).ok_or_else(|| contract("that it never had"))?;
+            if answers.contains_key(input) {
+                return Err(contract("twice"));
+            }
+            store.record(input, &completion)?;
+            let Completion { text, finish_reason, prompt_tokens, completion_tokens } = completion;
+            answers.insert(input, Record { output: text, finish_reason, prompt_tokens, completion_tokens });
+            counts.prompt_tokens += prompt_tokens as u64;
+            counts.completion_tokens += completion_tokens as u64;
+            observer(Progress::Step { kind, round, done: answers.len(), steps, prompt_tokens, completion_tokens });
+            Ok(())
+        };
+        let mut failure = None;
+        let generated = self.generator.generate(pending, &mut |index, completion| {
+            if failure.is_none() {
+                failure = finish(index, completion).err();
+            }
+            if failure.is_some() { Err(Abort) } else { Ok(()) }
+        });
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
+        generated?;
+        match missing.iter().position(|input| !answers.contains_key(input)) {
+            Some(index) => Err(JobError::Contract { index, requests, how: "never" }),
+            None => Ok(()),
+        }
     }
 
     fn request(&self, prompt: Prompt, phase: &Phase) -> PromptRequest {

@@ -412,6 +412,22 @@ impl JobStore {
     }
 }
 
+#[cfg(test)]
+impl Store {
+    /// Lets the database grow to this many pages, as a disk of that size would.
+    pub(crate) fn set_page_limit(&self, pages: u32) {
+        self.connection.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(())).unwrap();
+    }
+
+    pub(crate) fn set_version(&self, version: u32) {
+        self.connection.pragma_update(None, "user_version", version).unwrap();
+    }
+
+    pub(crate) fn pragma<T: rusqlite::types::FromSql>(&self, name: &str) -> T {
+        self.connection.query_row(&format!("PRAGMA {name}"), [], |row| row.get(0)).unwrap()
+    }
+}
+
 impl State {
     fn from_name(name: &str) -> Option<Self> {
         Some(match name {

@@ -48,9 +48,8 @@ fn logits_are_bit_equal_for_mapped_and_resident_weights() {
             for activations in [Activations::Bf16, Activations::Bf16x2] {
                 let resident = ModelOptions { activations, ..options(isa) };
                 let mapped = ModelOptions { load: Load::Mapped, ..resident };
-                let [resident, mapped] = [resident, mapped].map(|options| {
-                    evaluate(&load(&golden().join(family), options), &tokens, 2, 16, Dtype::Bf16)
-                });
+                let [resident, mapped] = [resident, mapped]
+                    .map(|options| evaluate(&load(&golden().join(family), options), &tokens, 2, 16, Dtype::Bf16));
                 assert!(resident == mapped, "{family} on {isa}, {activations}: mapping changes bits");
             }
         }

@@ -274,9 +274,15 @@ mod tests {
 
     #[test]
     fn sizes_have_binary_and_decimal_units() {
-        for (text, bytes) in
-            [("1", 1), ("1B", 1), ("2K", 2048), ("2KiB", 2048), ("2kb", 2000), ("1.5GiB", 1_610_612_736), ("1TB", 1_000_000_000_000)]
-        {
+        for (text, bytes) in [
+            ("1", 1),
+            ("1B", 1),
+            ("2K", 2048),
+            ("2KiB", 2048),
+            ("2kb", 2000),
+            ("1.5GiB", 1_610_612_736),
+            ("1TB", 1_000_000_000_000),
+        ] {
             assert_eq!(size(text), Ok(bytes), "{text}");
         }
         for text in ["", "GiB", "1XB", "1.2.3G", "-1G"] {

@@ -7,8 +7,8 @@
 use std::io;
 
 use numa::{Pool, Region};
-use simd::attention::{self, KV_BLOCK};
 use simd::Dtype;
+use simd::attention::{self, KV_BLOCK};
 
 use crate::config::ModelConfig;
 
@@ -34,7 +34,13 @@ pub struct BlockId(u32);
 impl KvShape {
     /// The arena for `blocks` blocks of a model.
     pub fn new(config: &ModelConfig, dtype: Dtype, blocks: usize) -> Self {
-        Self { dtype, layers: config.layers.len(), heads: config.num_key_value_heads, head_dim: config.head_dim, blocks }
+        Self {
+            dtype,
+            layers: config.layers.len(),
+            heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            blocks,
+        }
     }
 
     /// Bytes of one block in one layer and head: keys, then values.

@@ -3,12 +3,12 @@
 //! The order of the `mod` lines is the dependency order: a module may use those above it, never those below.
 #![deny(unsafe_code)]
 
-pub mod config;
 pub mod checkpoint;
+pub mod config;
 pub mod import;
-pub mod text;
-pub mod sampler;
 pub mod kv_cache;
 pub mod model;
 pub mod plan;
+pub mod sampler;
 pub mod session;
+pub mod text;

@@ -122,7 +122,8 @@ impl Plan {
             let panels = |plan: &mut Self| {
                 if request.load == Load::Resident {
                     let shape = [spec.shape[0], spec.shape[1]];
-                    let padded = Matrix::panel_bytes(dtype, shape).expect("config.json's limits keep sizes far below 2^63");
+                    let padded =
+                        Matrix::panel_bytes(dtype, shape).expect("config.json's limits keep sizes far below 2^63");
                     plan.weight_bytes += (padded as u64).next_multiple_of(64);
                 }
             };

@@ -1,5 +1,6 @@
 //! How much memory there is, for the planner before a load and for the report after it.
 
+use std::fmt;
 use std::io;
 
 use thiserror::Error;
@@ -23,6 +24,17 @@ pub enum TransparentHugePages {
     Never,
     /// The kernel was built without them, or does not say.
     Unknown,
+}
+
+impl fmt::Display for TransparentHugePages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Always => "always",
+            Self::Madvise => "for memory that asks (madvise)",
+            Self::Never => "never; enabling them for madvise makes reads of weights faster",
+            Self::Unknown => "not told by this kernel",
+        })
+    }
 }
 
 /// Memory of this machine at one moment, in bytes.

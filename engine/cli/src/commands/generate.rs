@@ -113,7 +113,9 @@ fn tokens(arguments: &Generate, prompt: &str, text: &ModelText) -> Result<Vec<u3
 fn sampling(flags: &Sampling, text: &ModelText) -> Result<SamplingParams, Failure> {
     let defaults = &text.defaults;
     if let Some(penalty) = defaults.repetition_penalty.filter(|penalty| *penalty != 1.0) {
-        eprintln!("note: generation_config.json asks for repetition_penalty {penalty}, which this version does not have");
+        eprintln!(
+            "note: generation_config.json asks for repetition_penalty {penalty}, which this version does not have"
+        );
     }
     let greedy = defaults.do_sample == Some(false);
     let plain = SamplingParams::default();

@@ -47,7 +47,8 @@ pub(crate) fn run(arguments: &Logits) -> Result<(), Failure> {
         io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()))
     };
     let shape = [tokens.len(), config.vocab_size];
-    let mut out = npy::create(&arguments.output, npy::Kind::Float32, &shape).map_err(|e| named(&arguments.output, e))?;
+    let mut out =
+        npy::create(&arguments.output, npy::Kind::Float32, &shape).map_err(|e| named(&arguments.output, e))?;
     let mut progress = Progress::new("logits", Unit::Tokens, tokens.len() as u64);
     let mut chosen = Chosen::default();
     let fed = evaluator.feed(&tokens, &mut chosen, |position, logits| {

@@ -52,7 +52,9 @@ fn work(night: &mut Night, arguments: &NightRun) -> Result<(), Failure> {
         engine_monk::Progress::Began { notes, text_bytes, changed } => {
             eprintln!("{notes} notes, {}", engine_core::plan::bytes(text_bytes));
             if changed {
-                eprintln!("notes, recipe, settings or model changed since the last run; what is still the same is reused");
+                eprintln!(
+                    "notes, recipe, settings or model changed since the last run; what is still the same is reused"
+                );
             }
         }
         engine_monk::Progress::Round { kind, round, steps, recorded } => {
@@ -86,7 +88,10 @@ fn work(night: &mut Night, arguments: &NightRun) -> Result<(), Failure> {
             figures::of_bandwidth(totals.bandwidth(), bandwidth)
         );
     }
-    eprintln!("{} steps, {} of them done before this run; {} answers were cut at their limit", report.steps, report.reused, report.cut);
+    eprintln!(
+        "{} steps, {} of them done before this run; {} answers were cut at their limit",
+        report.steps, report.reused, report.cut
+    );
     println!("{}", report.path.display());
     Ok(())
 }

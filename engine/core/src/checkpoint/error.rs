@@ -10,7 +10,9 @@ use crate::config::ConfigError;
 pub enum CheckpointError {
     #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("{folder} holds neither model.safetensors nor model.safetensors.index.json; `nightmonk import` makes such a folder from a GGUF file")]
+    #[error(
+        "{folder} holds neither model.safetensors nor model.safetensors.index.json; `nightmonk import` makes such a folder from a GGUF file"
+    )]
     NoWeights { folder: PathBuf },
     #[error("cannot open {path}: {source}")]
     Open { path: PathBuf, source: std::io::Error },
@@ -20,16 +22,26 @@ pub enum CheckpointError {
     Header { path: PathBuf, why: String },
     #[error("{path} is damaged: tensor `{tensor}` {why}; fetch the file again and compare its checksum")]
     Tensor { path: PathBuf, tensor: String, why: String },
-    #[error("tensor `{tensor}` is in two shards: {first} and {second}; remove the one that does not belong to this model")]
+    #[error(
+        "tensor `{tensor}` is in two shards: {first} and {second}; remove the one that does not belong to this model"
+    )]
     TwoShards { tensor: String, first: PathBuf, second: PathBuf },
-    #[error("the index says that tensor `{tensor}` is in {shard}, but it is not; index and shards are of different downloads")]
+    #[error(
+        "the index says that tensor `{tensor}` is in {shard}, but it is not; index and shards are of different downloads"
+    )]
     NotInShard { tensor: String, shard: PathBuf },
-    #[error("{folder}: config.json asks for tensor `{tensor}`, which no shard holds; a shard is missing or config.json belongs to another model")]
+    #[error(
+        "{folder}: config.json asks for tensor `{tensor}`, which no shard holds; a shard is missing or config.json belongs to another model"
+    )]
     Missing { folder: PathBuf, tensor: String },
     #[error("{shard}: tensor `{tensor}` has shape {got:?}, but config.json asks for {want:?}")]
     WrongShape { shard: PathBuf, tensor: String, want: Vec<usize>, got: Vec<usize> },
-    #[error("{folder}: tensor `{tensor}` (and {others} more) is not part of the architecture that config.json names; the model needs something that is not supported")]
+    #[error(
+        "{folder}: tensor `{tensor}` (and {others} more) is not part of the architecture that config.json names; the model needs something that is not supported"
+    )]
     Unexpected { folder: PathBuf, tensor: String, others: usize },
-    #[error("{shard}: tensor `{tensor}` holds {value} at index {index}; the file is damaged: fetch it again and compare its checksum")]
+    #[error(
+        "{shard}: tensor `{tensor}` holds {value} at index {index}; the file is damaged: fetch it again and compare its checksum"
+    )]
     NotFinite { shard: PathBuf, tensor: String, index: usize, value: f32 },
 }

@@ -61,7 +61,9 @@ pub(super) fn read(path: &Path, file: &[u8]) -> Result<Vec<(String, TensorInfo)>
         .map(|(name, info)| {
             let damaged = |why: String| CheckpointError::Tensor { path: path.into(), tensor: printable(&name), why };
             if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(|byte| byte.is_ascii_graphic()) {
-                return Err(damaged(format!("has a name that is not 1 to {NAME_BYTES_MAX} printable ASCII characters")));
+                return Err(damaged(format!(
+                    "has a name that is not 1 to {NAME_BYTES_MAX} printable ASCII characters"
+                )));
             }
             if info.shape.len() > RANK_MAX {
                 return Err(damaged(format!("has {} dimensions; at most {RANK_MAX} are allowed", info.shape.len())));
@@ -78,7 +80,11 @@ pub(super) fn read(path: &Path, file: &[u8]) -> Result<Vec<(String, TensorInfo)>
             let (start, end) = info.data_offsets;
             let bytes = data + start..data + end;
             if bytes.start % dtype.size() != 0 {
-                return Err(damaged(format!("begins at byte {}, not aligned to its type {}", bytes.start, dtype.name())));
+                return Err(damaged(format!(
+                    "begins at byte {}, not aligned to its type {}",
+                    bytes.start,
+                    dtype.name()
+                )));
             }
             Ok((name, TensorInfo { dtype, shape: info.shape.clone(), bytes }))
         })

@@ -45,11 +45,7 @@ impl<'a> Fields<'a> {
         ConfigError::Field { path: self.path.into(), field, why }
     }
 
-    pub(super) fn optional_size(
-        &self,
-        name: &str,
-        range: RangeInclusive<usize>,
-    ) -> Result<Option<usize>, ConfigError> {
+    pub(super) fn optional_size(&self, name: &str, range: RangeInclusive<usize>) -> Result<Option<usize>, ConfigError> {
         let Some(value) = self.get(name) else { return Ok(None) };
         let size = value.as_u64().and_then(|size| usize::try_from(size).ok()).filter(|size| range.contains(size));
         match size {

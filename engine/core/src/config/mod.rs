@@ -183,8 +183,7 @@ impl ModelConfig {
         let hidden_size = root.size("hidden_size", 1..=1 << 17)?;
         let num_layers = root.size("num_hidden_layers", 1..=512)?;
         let num_attention_heads = root.size("num_attention_heads", 1..=1024)?;
-        let num_key_value_heads =
-            root.optional_size("num_key_value_heads", 1..=1024)?.unwrap_or(num_attention_heads);
+        let num_key_value_heads = root.optional_size("num_key_value_heads", 1..=1024)?.unwrap_or(num_attention_heads);
         if num_attention_heads % num_key_value_heads != 0 {
             return Err(root.wrong(
                 "num_key_value_heads",
@@ -284,10 +283,10 @@ fn windows(root: &Fields, rule: WindowRule, num_layers: usize) -> Result<Vec<Opt
                 (Some("sliding_attention"), None) => {
                     Err(root.wrong("sliding_window", "is absent though layer_types names sliding layers".into()))
                 }
-                _ => Err(root.wrong(
-                    "layer_types",
-                    format!("holds {kind}; supported: full_attention, sliding_attention"),
-                )),
+                _ => {
+                    Err(root
+                        .wrong("layer_types", format!("holds {kind}; supported: full_attention, sliding_attention")))
+                }
             })
             .collect();
     }

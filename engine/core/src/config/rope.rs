@@ -3,8 +3,8 @@
 //! Formulas of transformers' `modeling_rope_utils.py`; YaRN is arXiv 2309.00071. Frequencies are computed in float64 and
 //! rounded once to float32; angles are float32 products `position * inv_freq`, because that is what the models saw.
 
-use super::fields::Fields;
 use super::ConfigError;
+use super::fields::Fields;
 
 /// Rotary embedding of a model.
 #[derive(Clone, Debug, PartialEq)]
@@ -99,9 +99,8 @@ impl Rope {
 impl RopeScaling {
     fn parse(fields: &Fields, max_positions: usize) -> Result<Self, ConfigError> {
         let kind = fields.optional_text("rope_type")?.or(fields.optional_text("type")?).unwrap_or("default");
-        let original = || {
-            Ok(fields.optional_number("original_max_position_embeddings")?.unwrap_or(max_positions as f64))
-        };
+        let original =
+            || Ok(fields.optional_number("original_max_position_embeddings")?.unwrap_or(max_positions as f64));
         match kind {
             "default" => Ok(Self::None),
             "linear" => Ok(Self::Linear { factor: fields.number("factor")? }),
@@ -130,10 +129,7 @@ impl RopeScaling {
                     truncate: fields.optional_flag("truncate")?.unwrap_or(true),
                 })
             }
-            other => Err(fields.wrong(
-                "rope_type",
-                format!("is `{other}`; supported: default, linear, llama3, yarn"),
-            )),
+            other => Err(fields.wrong("rope_type", format!("is `{other}`; supported: default, linear, llama3, yarn"))),
         }
     }
 

@@ -46,7 +46,10 @@ fn both_dialects_of_config_json_give_the_same_model() {
     let newer = QWEN3_30B_A3B
         .replace("\"num_experts\"", "\"num_local_experts\"")
         .replace("\"torch_dtype\"", "\"dtype\"")
-        .replace("\"rope_scaling\": null, \"rope_theta\": 1000000.0", "\"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 1000000.0}");
+        .replace(
+            "\"rope_scaling\": null, \"rope_theta\": 1000000.0",
+            "\"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 1000000.0}",
+        );
     assert_ne!(newer, QWEN3_30B_A3B);
     assert_eq!(parse(&newer).unwrap(), parse(QWEN3_30B_A3B).unwrap());
 }

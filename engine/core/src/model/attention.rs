@@ -17,7 +17,14 @@ use crate::kv_cache::KvCache;
 
 impl Model {
     /// `residual += attention(norm(residual))`
-    pub(super) fn attention(&self, index: usize, layer: &Layer, batch: &Batch, kv: &mut KvCache, space: &mut Workspace) {
+    pub(super) fn attention(
+        &self,
+        index: usize,
+        layer: &Layer,
+        batch: &Batch,
+        kv: &mut KvCache,
+        space: &mut Workspace,
+    ) {
         let config = self.config();
         let rows = batch.rows.len();
         let Workspace { crew, buffers, .. } = space;
@@ -70,15 +77,7 @@ impl Model {
     }
 
     /// Softmax over each query's visible positions, into `attended`.
-    fn attend(
-        &self,
-        index: usize,
-        layer: &Layer,
-        batch: &Batch,
-        kv: &KvCache,
-        buffers: &mut Buffers,
-        crew: &mut Crew,
-    ) {
+    fn attend(&self, index: usize, layer: &Layer, batch: &Batch, kv: &KvCache, buffers: &mut Buffers, crew: &mut Crew) {
         let config = self.config();
         let Buffers { qkv, attended, tiles, .. } = buffers;
         batch.query_tiles(tiles);

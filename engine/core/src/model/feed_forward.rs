@@ -7,8 +7,8 @@ use std::ops::Range;
 use std::slice;
 
 use numa::TileMut;
-use simd::matmul::{PANEL, Rows};
 use simd::elementwise;
+use simd::matmul::{PANEL, Rows};
 
 use super::forward::Observer;
 use super::linear::Into;
@@ -109,7 +109,11 @@ impl Model {
     fn gate_and_up(&self, groups: &Groups, prepared: &Rows, out: &mut [f32], crew: &mut Crew) {
         let width = groups.mlps[0].gate.rows;
         crew.cut([width], groups.most_rows());
-        crew.bytes_read += groups.chosen.iter().map(|mlp| groups.mlps[*mlp].gate.bytes() + groups.mlps[*mlp].up.bytes()).sum::<usize>();
+        crew.bytes_read += groups
+            .chosen
+            .iter()
+            .map(|mlp| groups.mlps[*mlp].gate.bytes() + groups.mlps[*mlp].up.bytes())
+            .sum::<usize>();
         let Crew { pool, workers, cuts, .. } = crew;
         pool.tiles(workers, out, width, groups.rows, cuts, |worker, mut tile: TileMut<'_, f32>| {
             let (mlp, select, cols) = (groups.mlp(tile.group()), &groups.select[tile.rows()], tile.cols());

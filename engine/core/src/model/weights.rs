@@ -78,7 +78,9 @@ pub enum LoadError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// Matrices that take the same activations differ in type.
-    #[error("layer {layer}: `{first}` is {first_dtype} and `{second}` is {second_dtype}, but matrices that share their input must have one type; convert the checkpoint to one type")]
+    #[error(
+        "layer {layer}: `{first}` is {first_dtype} and `{second}` is {second_dtype}, but matrices that share their input must have one type; convert the checkpoint to one type"
+    )]
     MixedTypes {
         /// Decoder layer.
         layer: usize,
@@ -231,7 +233,9 @@ impl Model {
     pub fn weight_bytes(&self) -> &[u8] {
         match self.options.load {
             Load::Resident => self.panels.as_slice(),
-            Load::Mapped => self.checkpoint.shards().map(|(_, bytes)| bytes).max_by_key(|bytes| bytes.len()).unwrap_or(&[]),
+            Load::Mapped => {
+                self.checkpoint.shards().map(|(_, bytes)| bytes).max_by_key(|bytes| bytes.len()).unwrap_or(&[])
+            }
         }
     }
 
@@ -340,7 +344,8 @@ impl Place<'_> {
         let tensor = self.checkpoint.tensor(name);
         let (dtype, rows, cols) = (tensor.dtype, tensor.shape[0], tensor.shape[1]);
         let panels = (self.load == Load::Resident).then(|| {
-            let bytes = Matrix::panel_bytes(dtype, [rows, cols]).expect("config.json's limits keep sizes far below 2^63");
+            let bytes =
+                Matrix::panel_bytes(dtype, [rows, cols]).expect("config.json's limits keep sizes far below 2^63");
             let start = self.next.next_multiple_of(MATRIX_ALIGNMENT);
             *self.next = start + bytes;
             start..start + bytes
@@ -364,7 +369,8 @@ fn check_types(checkpoint: &Checkpoint) -> Result<(), LoadError> {
         let mut sharing = vec![attention.to_vec()];
         match &shape.mlp {
             Mlp::Dense { .. } => {
-                sharing.push(["gate", "up"].map(|part| layer_names(layer, &format!("mlp.{part}_proj.weight"))).to_vec());
+                sharing
+                    .push(["gate", "up"].map(|part| layer_names(layer, &format!("mlp.{part}_proj.weight"))).to_vec());
             }
             Mlp::Sparse(sparse) => {
                 let experts: Vec<_> = (0..sparse.num_experts).map(|e| expert_names(config, layer, e)).collect();

@@ -57,10 +57,10 @@ pub(super) struct Buffers {
     pub(super) qkv: Vec<f32>,      // [rows, query_size + 2 * key_value_size]
     pub(super) attended: Vec<f32>, // [rows, query_size]
     pub(super) tiles: Vec<Range<usize>>,
-    pub(super) activated: Vec<f32>,     // [rows, intermediate_size] or [assignments, moe_intermediate_size]
+    pub(super) activated: Vec<f32>, // [rows, intermediate_size] or [assignments, moe_intermediate_size]
     pub(super) router_logits: Vec<f32>, // [rows, num_experts]
     pub(super) probabilities: Vec<f32>, // [num_experts], of one row
-    pub(super) experts: Vec<u32>,       // [rows, num_experts_per_tok]
+    pub(super) experts: Vec<u32>,   // [rows, num_experts_per_tok]
     pub(super) expert_weights: Vec<f32>,
     pub(super) assignments: Assignments,
     pub(super) expert_out: Vec<f32>, // [assignments, hidden_size]
@@ -220,8 +220,7 @@ impl WorkspaceShape {
 impl Workspace {
     /// Allocates the buffers for steps of a model; the pool's threads are the workers.
     pub fn new(model: &Model, pool: Pool, max_rows: usize, max_logits: usize) -> Self {
-        let shape =
-            WorkspaceShape::new(model.config(), model.options().load, max_rows, max_logits, pool.threads());
+        let shape = WorkspaceShape::new(model.config(), model.options().load, max_rows, max_logits, pool.threads());
         let (workers, buffers) = shape.allocate();
         Self { crew: Crew { pool, workers, cuts: Vec::new(), bytes_read: 0 }, buffers, max_rows }
     }

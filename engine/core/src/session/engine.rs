@@ -84,8 +84,8 @@ impl<'t> Engine<'t> {
         let mut pool = Pool::new(options.threads, Pinning::Pinned)
             .map_err(|source| EngineError::Workers { threads: options.threads.get(), source })?;
         let shape = KvShape::new(model.config(), options.kv_dtype, options.width * blocks_for(options.ctx_size));
-        let kv = KvCache::new(shape, &mut pool)
-            .map_err(|source| EngineError::KvCache { bytes: shape.bytes(), source })?;
+        let kv =
+            KvCache::new(shape, &mut pool).map_err(|source| EngineError::KvCache { bytes: shape.bytes(), source })?;
         let space = Workspace::new(&model, pool, options.ubatch_size + options.width, options.width);
         Ok(Self {
             model,
@@ -229,7 +229,11 @@ impl<'t> Engine<'t> {
             }
             self.taken.push(rows);
             let positions = sequence.computed..sequence.computed + rows;
-            self.rows.extend(positions.map(|position| Row { token: sequence.tokens[position], position, sequence: index }));
+            self.rows.extend(positions.map(|position| Row {
+                token: sequence.tokens[position],
+                position,
+                sequence: index,
+            }));
             if rows > 0 && rows == sequence.pending() {
                 self.wanted.push(self.rows.len() - 1);
             }

@@ -49,7 +49,8 @@ impl<'m> Evaluator<'m> {
         let vocab_size = self.model.config().vocab_size;
         let wanted: Vec<usize> = (0..self.chunk).collect();
         for chunk in tokens.chunks(self.chunk) {
-            let row = |(index, token): (usize, &u32)| Row { token: *token, position: self.position + index, sequence: 0 };
+            let row =
+                |(index, token): (usize, &u32)| Row { token: *token, position: self.position + index, sequence: 0 };
             let rows: Vec<Row> = chunk.iter().enumerate().map(row).collect();
             let batch = Batch { rows: &rows, tables: &[&self.table], logits: &wanted[..rows.len()] };
             self.model.forward(&batch, &mut self.kv, &mut self.space, observer);

@@ -5,7 +5,8 @@
 //! among hundreds, and whoever computed the panel beside it. Memory is read strictly in sequence.
 //!
 //! Where an ISA multiplies BF16 by BF16, activations are split into two terms, `x = hi + lo`; each has a sum of its own
-//! and the two meet at the end.
+//! and the two meet at the end. The instruction, VDPBF16PS, treats
+//! subnormal numbers as zero.
 
 mod matrix;
 mod rows;

@@ -211,6 +211,35 @@ fn bits_do_not_depend_on_what_is_stored_beyond() {
 }
 
 #[test]
+fn a_part_is_summed_in_the_order_of_dimensions_and_positions() {
+    for isa in Isa::available() {
+        let multiply_add = |a: f32, b: f32, c: f32| if isa == Isa::Scalar { a * b + c } else { a.mul_add(b, c) };
+        for dtype in DTYPES {
+            let (head_dim, visible) = (35, 3..190);
+            let cache = Cache::random(dtype, head_dim, 200);
+            let query = numbers(head_dim, 8);
+            let key = |j: usize| &cache.keys[j * head_dim..][..head_dim];
+            let score = |j| query.iter().zip(key(j)).fold(0.0, |sum, (q, k)| multiply_add(*k, *q, sum)) * 0.3;
+            let max = visible.clone().map(score).fold(f32::NEG_INFINITY, f32::max);
+            let (mut lanes, mut acc) = ([0.0; 16], vec![0.0; head_dim]);
+            for j in visible.clone() {
+                let p = crate::elementwise::exp(score(j) - max);
+                lanes[j % 16] += p;
+                for (acc, v) in acc.iter_mut().zip(&cache.values[j * head_dim..]) {
+                    *acc = multiply_add(*v, p, *acc);
+                }
+            }
+            let half: [f32; 8] = std::array::from_fn(|i| lanes[i] + lanes[i + 8]);
+            let quarter: [f32; 4] = std::array::from_fn(|i| half[i] + half[i + 4]);
+            let sum = (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
+            let want = [[max, sum].as_slice(), &acc].concat();
+            let got = cache.run(isa, &query, 0.3, 0, std::slice::from_ref(&visible));
+            assert!(got.iter().zip(&want).all(|(a, b)| a.to_bits() == b.to_bits()), "{isa} {dtype}: {got:?}, {want:?}");
+        }
+    }
+}
+
+#[test]
 #[cfg(target_arch = "x86_64")]
 fn bits_are_the_same_with_eight_lanes_and_with_sixteen() {
     let isas = ["avx2", "avx512f", "avx512"].map(|name| Isa::by_name(name).ok());

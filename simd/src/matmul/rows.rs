@@ -96,15 +96,14 @@ impl RowForm {
         }
     }
 
+    /// Whether rows in this form can meet `w` on `isa`.
     pub(super) fn suits(self, isa: Isa, w: &Matrix) -> bool {
-        let (Kind::Rounded(activations) | Kind::Pairs(activations)) = self.kind else {
-            return self.cols == w.cols() && w.dtype() != Dtype::Bf16;
+        let activations = match self.kind {
+            Kind::Exact => Activations::default(),
+            Kind::Rounded(activations) | Kind::Pairs(activations) => activations,
         };
-        self == Self::new(isa, w.dtype(), activations, w.cols()).with_isa(self.isa)
-    }
-
-    fn with_isa(self, isa: Isa) -> Self {
-        Self { isa, ..self }
+        let want = Self::new(isa, w.dtype(), activations, w.cols());
+        (self.kind, self.cols) == (want.kind, want.cols)
     }
 
     /// Prepares one row: `x` has the columns of the form, `out` its words.

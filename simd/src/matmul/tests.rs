@@ -184,6 +184,48 @@ fn a_product_agrees_with_the_oracle_where_numbers_are_subnormal() {
 }
 
 #[test]
+fn products_are_summed_in_the_order_of_columns() {
+    each_kind(|isa, dtype, activations| {
+        let cols = 75;
+        let w = Weights::random(dtype, [16, cols]);
+        let x = numbers(cols, 2);
+        let got = product(isa, &w.panels(), 0..1, &prepared(isa, dtype, activations, &x, cols), &[0])[0];
+        let term = |hi: bool, x: f32| {
+            if dtype != Dtype::Bf16 {
+                return if hi { x } else { 0.0 };
+            }
+            let terms = terms(x, activations);
+            bf16_to_f32(if hi { terms.0 } else { terms.1 })
+        };
+        let (hi, lo): (Vec<_>, Vec<_>) = x.iter().map(|x| (term(true, *x), term(false, *x))).unzip();
+        for (row, got) in got.into_iter().enumerate() {
+            let w = &w.values[row * cols..][..cols];
+            let fused = |x: &[f32]| zip(w, x).fold(0.0, |sum, (w, x)| w.mul_add(*x, sum));
+            let together = || zip(&hi, &lo).map(|(hi, lo)| hi + lo).collect::<Vec<_>>();
+            let want = match isa.name() {
+                "scalar" => zip(w, together()).fold(0.0, |sum, (w, x)| w * x + sum),
+                // VDPBF16PS adds the odd product of a pair first; a column that is not there adds zero.
+                "avx512" if dtype == Dtype::Bf16 => {
+                    let pairs = |x: &[f32]| {
+                        zip(w.chunks(2), x.chunks(2)).fold(0.0, |sum, (w, x)| {
+                            let odd = if x.len() == 2 { w[1].mul_add(x[1], sum) } else { sum };
+                            w[0].mul_add(x[0], odd)
+                        })
+                    };
+                    pairs(&hi) + pairs(&lo)
+                }
+                _ => fused(&together()),
+            };
+            assert_eq!(
+                got.to_bits(),
+                want.to_bits(),
+                "{isa} {dtype} {activations}, row {row}: {got} instead of {want}"
+            );
+        }
+    });
+}
+
+#[test]
 fn bits_are_the_same_alone_and_in_company_in_either_layout_and_for_any_panels() {
     each_kind(|isa, dtype, activations| {
         for cols in [1, 2, 31, 96] {
@@ -334,6 +376,18 @@ fn rows_prepared_for_other_weights_are_refused() {
     let w = Weights::random(Dtype::Bf16, [16, 4]);
     let x = prepared(Isa::Scalar, Dtype::F32, Activations::Bf16, &[0.0; 4], 4);
     product(Isa::Scalar, &w.panels(), 0..1, &x, &[0]);
+}
+
+#[test]
+fn what_has_no_finite_first_term_has_no_second() {
+    // Halfway between the greatest BF16 and what would come next, and beyond.
+    let too_large = [0x7f7f_8000, 0x7f7f_ffff, 0x7f80_0000, 0x7f80_0001, 0x7fff_ffff].map(f32::from_bits);
+    for x in too_large.into_iter().flat_map(|x| [x, -x]) {
+        let (hi, lo) = terms(x, Activations::Bf16x2);
+        assert_eq!((bf16_to_f32(hi).is_finite(), bf16_to_f32(hi).is_nan(), lo), (false, x.is_nan(), 0), "{x}");
+    }
+    let just_fits = f32::from_bits(0x7f7f_7fff);
+    assert_eq!(terms(just_fits, Activations::Bf16x2).0, 0x7f7f);
 }
 
 proptest::proptest! {

@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 mod generator;
+mod manifest;
 mod markdown;
 mod notes;
 mod recipe;
@@ -34,5 +35,5 @@ pub use notes::{Note, Notes, NotesError};
 pub use recipe::{Job, JobFileError, Phase, Recipe};
 pub use report::{ReportError, Written};
 pub use runner::{JobError, Night, Progress, Report, prepare};
-pub use store::{JobStore, Record, State, StepKind, Store, StoreError};
+pub use store::{JobStore, State, StepKind, Store, StoreError};
 pub use template::TemplateError;

@@ -19,6 +19,7 @@
 
 mod engine_generator;
 mod generator;
+mod manifest;
 mod markdown;
 mod notes;
 mod recipe;
@@ -36,5 +37,5 @@ pub use notes::{Note, Notes, NotesError};
 pub use recipe::{Job, JobFileError, Phase, Recipe};
 pub use report::{ReportError, Written};
 pub use runner::{JobError, Night, Progress, Report, prepare};
-pub use store::{JobStore, Record, State, StepKind, Store, StoreError};
+pub use store::{JobStore, State, StepKind, Store, StoreError};
 pub use template::TemplateError;

@@ -393,7 +393,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let folder = folder(&[("a.md", b"a"), ("closed/b.md", b"b")]);
         let closed = folder.path().join("closed");
-        fs::set_permissions(&closed, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
         // The superuser may read it all the same.
         if fs::read_dir(&closed).is_err() {
             let message = read(&folder, &["."]).unwrap_err();

@@ -115,7 +115,7 @@ fn settings(job: &Job) -> String {
 }
 
 /// The checkpoint's folder by its own name: where it lies says nothing about the report.
-fn model_name(model: &Path) -> String {
+pub(crate) fn model_name(model: &Path) -> String {
     let resolved = if model.file_name().is_none() { fs::canonicalize(model).ok() } else { None };
     let name = resolved.as_deref().unwrap_or(model).file_name();
     name.map_or_else(|| model.display().to_string(), |name| name.to_string_lossy().into_owned())

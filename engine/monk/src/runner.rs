@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::generator::{Abort, Completion, FinishReason, GenerateError, Generator, Prompt, PromptRequest};
+use crate::manifest;
 use crate::notes::{Note, Notes, NotesError};
 use crate::recipe::{Job, Phase};
 use crate::report::{self, Contents, ReportError, Written};
@@ -225,7 +226,7 @@ struct Merged {
 
 impl Run<'_> {
     fn run(mut self, report: &Path) -> Result<Report, JobError> {
-        let manifest = self.manifest();
+        let manifest = manifest::of_run(self.job, self.notes, &self.fingerprint, self.context_size);
         let changed = self.store.begin(&manifest)?;
         let (notes, text_bytes) = (self.notes.len(), self.notes.text_bytes());
         (self.observer)(Progress::Began { notes, text_bytes, changed });
@@ -239,33 +240,13 @@ impl Run<'_> {
             merged: &merged.answer,
             rounds: merged.rounds,
             cut_merges: merged.cut_merges,
-            run: &hash("nightmonk 2026-11 manifest", &manifest)[..16],
+            run: &manifest::short_hash(&manifest),
         });
         let written = report::write(report, &text)?;
         self.store.complete(&blake3::hash(text.as_bytes()).to_hex())?;
 
         let Counts { steps, reused, cut, prompt_tokens, completion_tokens } = self.counts;
         Ok(Report { path: report.to_owned(), written, notes, steps, reused, cut, prompt_tokens, completion_tokens })
-    }
-
-    /// All that decides the report's bytes.
-    fn manifest(&self) -> String {
-        let Job { recipe, sampling, .. } = self.job;
-        let phase = |phase: &Phase| {
-            let sources = serde_json::to_string(&phase.template.sources()).expect("strings are JSON");
-            serde_json::json!({ "template": hash("nightmonk 2026-11 template", &sources), "max_tokens": phase.max_tokens })
-        };
-        let notes: Vec<_> = self.notes.iter().map(|Note { path, hash, .. }| (path, hash)).collect();
-        serde_json::json!({
-            "generator": self.fingerprint,
-            "context_size": self.context_size,
-            "model": self.job.model.file_name().map(|name| name.to_string_lossy()),
-            "recipe": recipe.name, "map": phase(&recipe.map), "reduce": phase(&recipe.reduce),
-            "title": self.job.title, "language": self.job.language, "seed": self.job.seed,
-            "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p, "min_p": sampling.min_p,
-            "notes": notes,
-        })
-        .to_string()
     }
 
     /// Asks about each note, in parts where it is long. Gives the answers of each note's parts.
@@ -338,25 +319,22 @@ impl Run<'_> {
         let mut longest: Vec<_> = items;
         longest.sort_by_key(|item| std::cmp::Reverse(item.links[0].len()));
         longest.truncate(2);
+        let items = longest.len();
         // Answers of a later round are merged answers; with one item there is no later round.
-        let answer = if longest.len() > 1 { map.max_tokens.max(reduce.max_tokens) } else { map.max_tokens };
-        let prompt = self.reduce_prompt(&longest, 1, longest.len() < 2)?;
-        let prompt_tokens = self.count(&prompt)?.saturating_add(answer.saturating_mul(longest.len()));
+        let answer = if items > 1 { map.max_tokens.max(reduce.max_tokens) } else { map.max_tokens };
+        let bare_tokens = self.count(&self.reduce_prompt(&longest, 1, items < 2)?)?;
+        let prompt_tokens = bare_tokens.saturating_add(answer.saturating_mul(items));
         if prompt_tokens.saturating_add(reduce.max_tokens) <= self.context_size {
             return Ok(());
         }
-        let bare = self.count(&prompt)?;
-        let tokens = self.context_size.saturating_sub(bare) / (longest.len() + 1);
-        Err(JobError::TooLong {
-            what: format!("merging {} answers of up to {answer} tokens", longest.len()),
-            prompt_tokens,
-            key: "reduce",
-            max_tokens: reduce.max_tokens,
-            context_size: self.context_size,
-            help: format!(
-                "lower `map.max_tokens` and `reduce.max_tokens` to {tokens} or give the model a larger context"
-            ),
-        })
+        let larger = "give the model a larger context";
+        let help = match self.context_size.saturating_sub(bare_tokens) / (items + 1) {
+            0 => larger.to_owned(),
+            fitting => format!("lower `map.max_tokens` and `reduce.max_tokens` to {fitting} or {larger}"),
+        };
+        let (max_tokens, context_size) = (reduce.max_tokens, self.context_size);
+        let what = format!("merging {items} answers of up to {answer} tokens");
+        Err(JobError::TooLong { what, prompt_tokens, key: "reduce", max_tokens, context_size, help })
     }
 
     /// Merges answers, in rounds while they do not fit one prompt. A round leaves fewer of them or is the last.
@@ -430,7 +408,7 @@ impl Run<'_> {
 
     /// The answers to `requests`, from their records where there are some, else from the generator by way of a record.
     fn steps(&mut self, kind: StepKind, round: usize, requests: Vec<PromptRequest>) -> Result<Vec<Record>, JobError> {
-        let inputs: Vec<_> = requests.iter().map(|request| input(&self.fingerprint, request)).collect();
+        let inputs: Vec<_> = requests.iter().map(|request| manifest::of_step(&self.fingerprint, request)).collect();
         self.store.plan(kind, round, &inputs)?;
         let mut answers = HashMap::new();
         // Equal requests have equal answers: they are one step.
@@ -538,25 +516,4 @@ impl Run<'_> {
 
 fn item(note: &Note, text: String) -> Item {
     Item { links: vec![note.link.clone()], text }
-}
-
-/// A step's name: all that decides its answer's bytes.
-fn input(fingerprint: &str, request: &PromptRequest) -> String {
-    let PromptRequest { prompt: Prompt { system, user }, max_tokens, sampling, seed } = request;
-    let content = serde_json::json!([
-        fingerprint,
-        system,
-        user,
-        max_tokens,
-        sampling.temperature.to_bits(),
-        sampling.top_k,
-        sampling.top_p.to_bits(),
-        sampling.min_p.to_bits(),
-        seed,
-    ]);
-    hash("nightmonk 2026-11 step", &content.to_string())
-}
-
-fn hash(context: &str, content: &str) -> String {
-    blake3::Hash::from_bytes(blake3::derive_key(context, content.as_bytes())).to_hex().to_string()
 }

@@ -4,7 +4,7 @@
 //! write-ahead log and `synchronous=FULL`: a commit that returned survives power loss. One commit holds one step's
 //! result, whole. Several jobs may share a store and run at once: SQLite serialises their short commits, and each
 //! job holds the lock of its own file `<job>.lock`, which the kernel releases when the process ends, however it
-//! ends. That is one machine and one user; a store on a network folder is refused as soon as it cannot lock.
+//! ends. That serves one machine and one user, on a local disk: SQLite's log shares memory between processes.
 //!
 //! *What is a step's name?* `input`: a hash of the generator's fingerprint and of the request, that is, of all that
 //! decides the answer's bytes. So `record`, the truth, is keyed by job and input, and needs no position: when a note
@@ -12,7 +12,7 @@
 //! run's plan: which input stands at which position, and in what state. It can be made again from notes and records.
 //!
 //! ```text
-//! job    (id, output, state, manifest, report)             one for each report
+//! job    (id → output, title, state, manifest, report)          one for each report
 //! step   (job, kind, round, position → input, state, attempt)   the plan of the current run
 //! record (job, input → output, finish_reason, tokens)           append only
 //! ```
@@ -78,15 +78,12 @@ pub enum StepKind {
 
 /// A step's result.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
+pub(crate) struct Record {
     /// The model's answer, byte for byte.
-    pub output: String,
-    /// Why it ended.
-    pub finish_reason: FinishReason,
-    /// Tokens fed.
-    pub prompt_tokens: usize,
-    /// Tokens generated.
-    pub completion_tokens: usize,
+    pub(crate) output: String,
+    pub(crate) finish_reason: FinishReason,
+    pub(crate) prompt_tokens: usize,
+    pub(crate) completion_tokens: usize,
 }
 
 /// What went wrong with the store.
@@ -185,7 +182,7 @@ impl Store {
         self.change(|db| {
             db.execute(
                 "INSERT INTO job (id, output, title, state) VALUES (:job, :output, :title, 'available')
-                 ON CONFLICT (id) DO UPDATE SET title = excluded.title",
+                 ON CONFLICT (id) DO UPDATE SET title = excluded.title WHERE title <> excluded.title",
                 named_params! { ":job": job, ":output": output, ":title": title },
             )
         })?;
@@ -227,7 +224,9 @@ impl Store {
                 db.execute_batch(migration)?;
                 db.pragma_update(None, "user_version", from + 1)?;
             }
-            db.pragma_update(None, "application_id", APPLICATION_ID)?;
+            if id != APPLICATION_ID {
+                db.pragma_update(None, "application_id", APPLICATION_ID)?;
+            }
             Ok(Ok(()))
         })?
         .map_err(foreign)
@@ -368,7 +367,7 @@ impl JobStore {
     }
 
     /// The recorded answer to `input`.
-    pub fn recorded(&self, input: &str) -> Result<Option<Record>, StoreError> {
+    pub(crate) fn recorded(&self, input: &str) -> Result<Option<Record>, StoreError> {
         self.read(|db| {
             db.prepare_cached(
                 "SELECT output, finish_reason, prompt_tokens, completion_tokens FROM record WHERE job = :job AND input = :input",

@@ -189,7 +189,7 @@ fn error(key: &str, error: &minijinja::Error, detail: Detail) -> TemplateError {
     let line = error.line().map_or(String::new(), |line| format!(" in line {line}"));
     let message = match error.kind() {
         ErrorKind::OutOfFuel => {
-            format!("it takes more than {FUEL} steps, or makes too much text,{line}; does it loop?")
+            format!("it takes more than {FUEL} steps or makes too much text{line}; does it loop?")
         }
         kind => {
             let detail = error.detail().filter(|_| detail == Detail::Shown);

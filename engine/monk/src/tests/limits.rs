@@ -1,7 +1,7 @@
 //! What does not fit is refused with its numbers; what breaks says so and loses nothing.
 
 use super::*;
-use crate::{StepKind, StoreError};
+use crate::{StepKind, Store, StoreError};
 
 fn rounds(folder: &Path, fake: &mut Fake) -> Vec<(usize, usize)> {
     let mut rounds = Vec::new();
@@ -109,6 +109,24 @@ fn a_store_that_is_something_else_is_left_alone_and_named() {
     drop(night);
     let error = run(newer.path(), &mut Fake::new()).unwrap_err().to_string();
     assert!(error.contains("version 99") && error.contains("newer"), "{error}");
+}
+
+#[test]
+fn many_jobs_may_make_and_use_one_store_at_once() {
+    let folder = TempDir::new().unwrap();
+    std::thread::scope(|scope| {
+        for job in 0..8 {
+            let report = folder.path().join(format!("{job}.md"));
+            scope.spawn(move || {
+                let store = Store::open(&Store::folder_beside(&report)).unwrap();
+                store.claim(&report, "t").unwrap().complete("hash").unwrap();
+            });
+        }
+    });
+    for job in 0..8 {
+        let store = Store::open(&folder.path().join(".nightmonk")).unwrap();
+        assert!(store.claim(&folder.path().join(format!("{job}.md")), "t").unwrap().has_reported().unwrap());
+    }
 }
 
 #[test]

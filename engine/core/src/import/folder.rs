@@ -29,24 +29,14 @@ impl Workspace {
         fs::create_dir_all(&parent).map_err(ImportError::io("cannot be created", &parent))?;
         let folder = parent.join(temporary_name(target)?);
         let handle = lock(&folder)?;
+        clear(&folder)?;
         let workspace = Self { folder, target: target.to_owned(), handle, needed_bytes, published: false };
-        workspace.clear()?;
         if let Some(available) = available_bytes(&parent)
             && available < needed_bytes
         {
             return Err(ImportError::NoSpace { folder: parent, needed: needed_bytes, available: Some(available) });
         }
         Ok(workspace)
-    }
-
-    /// Removes what an interrupted run left.
-    fn clear(&self) -> Result<(), ImportError> {
-        let doing = "what an interrupted import left cannot be removed";
-        for entry in fs::read_dir(&self.folder).map_err(ImportError::io(doing, &self.folder))? {
-            let path = entry.map_err(ImportError::io(doing, &self.folder))?.path();
-            fs::remove_file(&path).map_err(ImportError::io(doing, &path))?;
-        }
-        Ok(())
     }
 
     /// Writes a file by `fill` and syncs it.
@@ -109,23 +99,14 @@ impl From<io::Error> for WriteError {
     }
 }
 
-/// What is at a path before an import.
-pub(super) enum Existing {
-    Nothing,
-    /// Something, which may be a finished import.
-    Something,
-}
-
-pub(super) fn existing(target: &Path) -> Result<Existing, ImportError> {
+/// Whether nothing is at `target`, or an empty folder, so that nothing can be lost there.
+pub(super) fn is_free(target: &Path) -> Result<bool, ImportError> {
     let failed = |error| ImportError::io("cannot be looked at", target)(error);
     match fs::symlink_metadata(target) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Existing::Nothing),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
         Err(error) => Err(failed(error)),
-        Ok(metadata) if metadata.is_dir() => match fs::read_dir(target).map_err(failed)?.next() {
-            None => Ok(Existing::Nothing),
-            Some(_) => Ok(Existing::Something),
-        },
-        Ok(_) => Ok(Existing::Something),
+        Ok(metadata) if metadata.is_dir() => Ok(fs::read_dir(target).map_err(failed)?.next().is_none()),
+        Ok(_) => Ok(false),
     }
 }
 
@@ -161,10 +142,21 @@ fn lock(folder: &Path) -> Result<File, ImportError> {
         let locked = handle.metadata().map_err(failed)?;
         match fs::symlink_metadata(folder) {
             Ok(now) if (now.dev(), now.ino()) == (locked.dev(), locked.ino()) => return Ok(handle),
+            Ok(now) if !now.is_dir() => return Err(failed(io::ErrorKind::NotADirectory.into())),
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }
     }
+}
+
+/// Removes what an interrupted run left: files. A folder in there is not ours, and stays.
+fn clear(folder: &Path) -> Result<(), ImportError> {
+    let doing = "what an interrupted import left cannot be removed";
+    for entry in fs::read_dir(folder).map_err(ImportError::io(doing, folder))? {
+        let path = entry.map_err(ImportError::io(doing, folder))?.path();
+        fs::remove_file(&path).map_err(ImportError::io(doing, &path))?;
+    }
+    Ok(())
 }
 
 fn available_bytes(folder: &Path) -> Option<u64> {

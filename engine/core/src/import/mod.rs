@@ -42,11 +42,13 @@ pub use dequantize::dequantize;
 pub use error::ImportError;
 pub use report::{ImportReport, Rounding};
 
-use folder::{Existing, Workspace};
+use folder::Workspace;
 use plan::Plan;
 use source::SourceFile;
 
 const CONFIG_BYTES_MAX: u64 = 16 << 20;
+/// What is kept free for `config.json`, whose length is known last.
+const CONFIG_BYTES_RESERVED: u64 = 64 << 10;
 
 /// Formats of values in a folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -142,22 +144,24 @@ pub fn import_gguf(
 ) -> Result<ImportReport, ImportError> {
     let file = SourceFile::open(source)?;
     let plan = Plan::new(&file, options)?;
-    let existing = folder::existing(target)?;
-    if matches!(existing, Existing::Something) && provenance_at(target).is_none() {
+    let is_free = folder::is_free(target)?;
+    if !is_free && provenance_at(target).is_none() {
         return Err(ImportError::TargetExists { target: target.to_owned() });
     }
     let digest = file.digest(progress)?;
     let mut provenance = plan.provenance(&file, &digest);
     let mut report = plan.report(source, target, digest);
 
-    if let Existing::Something = existing {
-        report.rounding = finished_import(target, &provenance)
-            .ok_or_else(|| ImportError::TargetExists { target: target.to_owned() })?;
+    if !is_free {
+        let finished = finished_import(target, &provenance);
+        let finished = finished.ok_or_else(|| ImportError::TargetExists { target: target.to_owned() })?;
+        report.bytes = plan.bytes_without_config() + finished.config_bytes;
+        report.rounding = finished.rounding;
         report.already_done = true;
         return Ok(report);
     }
 
-    let workspace = Workspace::create(target, plan.total_bytes())?;
+    let workspace = Workspace::create(target, plan.bytes_without_config() + CONFIG_BYTES_RESERVED)?;
     let rounding = plan.write_tensors(&file, &workspace, progress)?;
     for (name, bytes) in &plan.small_files {
         workspace.write(name, |file| Ok(file.write_all(bytes)?))?;
@@ -165,9 +169,11 @@ pub fn import_gguf(
     if let Some(rounding) = rounding {
         provenance.insert("rounding".to_owned(), json!(rounding));
     }
-    workspace.write("config.json", |file| Ok(file.write_all(&plan.config_json(provenance))?))?;
+    let config = plan.config_json(provenance);
+    workspace.write("config.json", |file| Ok(file.write_all(&config)?))?;
     file.check_unchanged()?;
     workspace.publish()?;
+    report.bytes = plan.bytes_without_config() + config.len() as u64;
     report.rounding = rounding;
     Ok(report)
 }
@@ -185,16 +191,20 @@ fn provenance_at(target: &Path) -> Option<Map<String, Value>> {
     }
 }
 
-/// The rounding that an equal import told of, if `target` is one and none of its files changed length.
-fn finished_import(target: &Path, wanted: &Map<String, Value>) -> Option<Option<Rounding>> {
+/// What an earlier import says about itself.
+struct Finished {
+    config_bytes: u64,
+    rounding: Option<Rounding>,
+}
+
+/// The import at `target`, if it is one of the same file with the same options and no file changed its length.
+fn finished_import(target: &Path, wanted: &Map<String, Value>) -> Option<Finished> {
     let found = provenance_at(target)?;
     // The same bytes may have had another name.
     let same = wanted.iter().all(|(key, value)| key == "source" || found.get(key) == Some(value));
-    let complete = wanted.get("files")?.as_object()?.iter().all(|(name, bytes)| {
-        fs::metadata(target.join(name)).is_ok_and(|metadata| Some(metadata.len()) == bytes.as_u64())
-    });
-    if !same || !complete {
-        return None;
-    }
-    Some(found.get("rounding").and_then(|rounding| serde_json::from_value(rounding.clone()).ok()))
+    let bytes_of = |name: &str| fs::metadata(target.join(name)).ok().map(|metadata| metadata.len());
+    let files = wanted.get("files")?.as_object()?;
+    let complete = files.iter().all(|(name, bytes)| bytes_of(name) == bytes.as_u64());
+    let rounding = found.get("rounding").and_then(|rounding| serde_json::from_value(rounding.clone()).ok());
+    (same && complete).then_some(Finished { config_bytes: bytes_of("config.json")?, rounding })
 }

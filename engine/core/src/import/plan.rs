@@ -71,10 +71,9 @@ impl Plan {
         shards.chain(self.small_files.iter().map(|(name, bytes)| ((*name).to_owned(), json!(bytes.len())))).collect()
     }
 
-    pub(super) fn total_bytes(&self) -> u64 {
+    pub(super) fn bytes_without_config(&self) -> u64 {
         let small: u64 = self.small_files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
-        let config = pretty(&Value::Object(self.config.clone())).len() as u64;
-        self.shards.iter().map(Shard::bytes).sum::<u64>() + small + config
+        self.shards.iter().map(Shard::bytes).sum::<u64>() + small
     }
 
     fn source_tensors(&self) -> BTreeMap<String, u64> {
@@ -119,7 +118,7 @@ impl Plan {
             already_done: false,
             architecture: self.config["architectures"][0].as_str().unwrap_or_default().to_owned(),
             parameters: outputs.map(OutputTensor::values).sum(),
-            bytes: self.total_bytes(),
+            bytes: self.bytes_without_config(),
             source_tensors: self.source_tensors(),
             quantized: quantized.map(|tensor| tensor.name.clone()).collect(),
             expanded_to: self.expand_to,

@@ -59,12 +59,8 @@ impl fmt::Display for ImportReport {
             writeln!(f, "No tensor was quantized; every value is as in the file.")?;
         } else {
             let (count, dtype) = (self.quantized.len(), self.expanded_to);
-            writeln!(
-                f,
-                "{count} tensors were quantized, from {} to {}.",
-                self.quantized[0],
-                self.quantized[count - 1]
-            )?;
+            let total: u64 = self.source_tensors.values().sum();
+            writeln!(f, "{count} of {total} tensors were quantized: {}.", without_layers(&self.quantized).join(", "))?;
             write!(
                 f,
                 "They were expanded to {dtype}. This gave them no precision back: what quantization lost is lost. "
@@ -87,4 +83,19 @@ impl fmt::Display for ImportReport {
         }
         Ok(())
     }
+}
+
+/// Names with `*` for the layer, each once, and how many there are where there are several.
+fn without_layers(names: &[String]) -> Vec<String> {
+    let mut groups: Vec<(String, u64)> = Vec::new();
+    for name in names {
+        let is_number = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+        let group = name.split('.').map(|part| if is_number(part) { "*" } else { part }).collect::<Vec<_>>().join(".");
+        match groups.iter_mut().find(|(known, _)| *known == group) {
+            Some((_, count)) => *count += 1,
+            None => groups.push((group, 1)),
+        }
+    }
+    let text = |(name, count)| if count == 1 { name } else { format!("{name} ({count})") };
+    groups.into_iter().map(text).collect()
 }

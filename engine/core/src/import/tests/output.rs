@@ -56,6 +56,9 @@ fn the_settings_are_those_of_the_metadata() {
     assert_eq!(provenance["source_blake3"], digest);
     assert_eq!(provenance["source_tensors"], json!({"F32": 11}));
     assert_eq!(imported.report.parameters, 9632);
+    let lengths = fs::read_dir(&imported.target).expect("the folder").flatten();
+    let bytes: u64 = lengths.map(|entry| entry.metadata().expect("a file").len()).sum();
+    assert_eq!(imported.report.bytes, bytes);
     let report: Json = serde_json::to_value(&imported.report).expect("a report is JSON");
     assert_eq!(report["expanded_to"], "F32");
 }
@@ -153,6 +156,7 @@ fn a_second_import_finds_the_first_and_leaves_it() {
     let again = |options: &ImportOptions| import_gguf(&first.source, &first.target, options, &mut |_| {});
     let report = again(&ImportOptions::default()).expect("done before");
     assert!(report.already_done && report.to_string().contains("was imported before"));
+    assert_eq!(report.bytes, first.report.bytes);
     assert_eq!(written(&config), before);
 
     let other = ImportOptions { expand_to: Dtype::BF16, ..ImportOptions::default() };
@@ -214,6 +218,18 @@ fn nothing_looks_finished_before_the_end() {
         ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
     assert_eq!(names, wanted.into_iter().map(Into::into).collect());
     assert!(!unfinished.exists());
+}
+
+#[test]
+fn a_temporary_folder_that_is_not_ours_is_left_alone() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (target, temporary) = (folder.path().join("model"), folder.path().join(".model.importing"));
+    fs::create_dir_all(temporary.join("notes")).expect("a folder");
+    assert!(matches!(Workspace::create(&target, 1), Err(ImportError::Io { .. })));
+    assert!(temporary.join("notes").is_dir());
+    fs::remove_dir_all(&temporary).expect("an end of it");
+    std::os::unix::fs::symlink(folder.path(), &temporary).expect("a link");
+    assert!(matches!(Workspace::create(&target, 1), Err(ImportError::Io { .. })), "a link to elsewhere");
 }
 
 #[test]

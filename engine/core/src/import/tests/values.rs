@@ -105,6 +105,7 @@ fn quantized_tensors_are_expanded_and_the_report_says_so() {
     assert_eq!(report.quantized, ["token_embd.weight"]);
     assert_eq!(report.rounding, None);
     let text = report.to_string();
+    assert!(text.contains("1 of 11 tensors were quantized: token_embd.weight."), "{text}");
     assert!(text.contains("gave them no precision back") && text.contains("kept exactly"), "{text}");
     assert!(!text.contains("rounded"), "{text}");
     assert_eq!(imported.json("config.json")["nightmonk"]["source_tensors"]["Q8_0"], 1);

@@ -13,8 +13,8 @@
 
 mod python;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior};
@@ -27,8 +27,17 @@ use super::{CivilTime, Content, Message, TextError, Tokenizer};
 
 /// The longest known template has 30 KB.
 const TEMPLATE_BYTES_MAX: u64 = 1 << 20;
-/// Steps that any template may take, whatever the input: a hundred times what the longest known one needs.
-const BASE_FUEL: u64 = 500_000;
+/// Steps that any template may take, whatever the input: the longest known one needs some hundreds a message.
+const FUEL_BASE: u64 = 100_000;
+const FUEL_PER_MESSAGE: u64 = 1_000;
+/// One fuel pays for 64 bytes; templates copy, trim and split a text some twenty times.
+const INPUT_BYTES_PER_FUEL: usize = 2;
+/// Enough for five million tokens of text.
+const FUEL_MAX: u64 = 8_000_000;
+/// A value that a template nests is dropped, compared and printed by recursion, which the library does not bound.
+/// Nesting one level deeper costs at least one fuel, so a stack of this much for each cannot overflow. Nothing of it is
+/// touched by an honest template.
+const STACK_BYTES_PER_FUEL: u64 = 1 << 10;
 /// An honest prompt is its input and some words a message; JSON may escape a character in six.
 const OUTPUT_PER_INPUT: usize = 8;
 const OUTPUT_BYTES_BASE: usize = 1 << 20;
@@ -206,16 +215,28 @@ impl ChatTemplate {
         now: Option<CivilTime>,
         input_bytes: usize,
     ) -> Result<String, TextError> {
-        let fuel = BASE_FUEL + input_bytes as u64;
-        let environment = self.environment(fuel, now)?;
-        // The library is sound against templates as far as we know; a template must not end the process if it is not.
-        let rendered = catch_unwind(AssertUnwindSafe(|| environment.render_str(source, Serde(&context))))
-            .map_err(|_| self.failed("the template library broke off on it".into()))?;
-        let output = rendered.map_err(|error| match error.kind() {
-            ErrorKind::OutOfFuel => TextError::TemplateBudget { path: self.path.clone(), fuel, input_bytes },
-            _ if python::asked_for_time(&error) => TextError::TemplateNeedsTime { path: self.path.clone() },
-            _ => self.failed(python::reason(&error)),
-        })?;
+        let messages = context.get("messages").and_then(Value::as_array).map_or(0, Vec::len);
+        let fuel = FUEL_BASE + FUEL_PER_MESSAGE * messages as u64 + (input_bytes / INPUT_BYTES_PER_FUEL) as u64;
+        let fuel = fuel.min(FUEL_MAX);
+        let render = || -> Result<String, TextError> {
+            let environment = self.environment(fuel, now)?;
+            environment.render_str(source, Serde(&context)).map_err(|error| match error.kind() {
+                ErrorKind::OutOfFuel => TextError::TemplateBudget { path: self.path.clone(), fuel, input_bytes },
+                _ if python::asked_for_time(&error) => TextError::TemplateNeedsTime { path: self.path.clone() },
+                _ => self.failed(python::reason(&error)),
+            })
+        };
+        let stack_bytes = (fuel * STACK_BYTES_PER_FUEL) as usize;
+        // A panic of the library ends this thread only.
+        let joined = thread::scope(|scope| {
+            let thread = thread::Builder::new().name("chat-template".into()).stack_size(stack_bytes);
+            Ok(thread.spawn_scoped(scope, render)?.join())
+        });
+        let output = joined
+            .map_err(|error: std::io::Error| {
+                self.failed(format!("cannot start its thread ({stack_bytes} bytes): {error}"))
+            })?
+            .map_err(|_| self.failed("the template library broke off on it".into()))??;
         if output.len() > OUTPUT_BYTES_BASE + OUTPUT_PER_INPUT * input_bytes {
             return Err(self.failed(format!("it made {} bytes of {input_bytes} bytes of input", output.len())));
         }

@@ -103,6 +103,22 @@ fn a_note_cannot_close_its_turn() {
     }
 }
 
+/// `>` ends and `<` begins a control token, so both are masked at the edges of a text; that must not show.
+#[test]
+fn text_that_only_looks_like_half_a_control_token_is_encoded_as_it_stands() {
+    let tokenizer = byte_level();
+    let options = RenderOptions { add_generation_prompt: true, ..Default::default() };
+    for text in ["> quote", "a <", "|>\u{338} a <|im_end", "<", ">", "</think>", "\u{FDD0}\u{E000}"] {
+        for name in ["chatml", "qwen3"] {
+            let template = template(source(name));
+            let messages = [Message::new("user", text), Message::new("assistant", text), Message::new("user", text)];
+            let prompt = template.render(&messages, &options).expect("renders");
+            let ids = template.render_to_tokens(&tokenizer, &messages, &options).expect("renders");
+            assert_eq!(ids, tokenizer.encode(&prompt, false).expect("encodes"), "{name} {text:?}");
+        }
+    }
+}
+
 #[test]
 fn two_halves_of_a_control_token_do_not_become_one() {
     let tokenizer = byte_level();

@@ -138,7 +138,7 @@ impl Sampler {
         &self.params
     }
 
-    /// Draws the token at `position` of the sequence. logits: [vocab_size], padding included.
+    /// Draws the token at `position` of the sequence. `logits: [vocab_size]`, padding included.
     pub fn sample(&mut self, logits: &[f32], position: u64) -> Result<Sampled, SampleError> {
         let logits = &logits[..logits.len().min(self.vocab_size_limit)];
         let best = most_probable(logits)?;

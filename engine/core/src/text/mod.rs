@@ -18,6 +18,11 @@ mod stop;
 mod template;
 mod tokenizer;
 
+#[cfg(test)]
+mod fixtures;
+#[cfg(test)]
+mod tokenizer_tests;
+
 pub use civil_time::CivilTime;
 pub use detokenize::Detokenizer;
 pub use error::TextError;

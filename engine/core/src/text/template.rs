@@ -13,8 +13,8 @@
 
 mod python;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior};
@@ -27,12 +27,21 @@ use super::{CivilTime, Content, Message, TextError, Tokenizer};
 
 /// The longest known template has 30 KB.
 const TEMPLATE_BYTES_MAX: u64 = 1 << 20;
-/// Steps that any template may take, whatever the input: a hundred times what the longest known one needs.
-const BASE_FUEL: u64 = 500_000;
+/// Steps that any template may take, whatever the input: the longest known one needs some hundreds a message.
+const FUEL_BASE: u64 = 100_000;
+const FUEL_PER_MESSAGE: u64 = 1_000;
+/// One fuel pays for 64 bytes; templates copy, trim and split a text some twenty times.
+const INPUT_BYTES_PER_FUEL: usize = 2;
+/// Enough for five million tokens of text.
+const FUEL_MAX: u64 = 8_000_000;
+/// A value that a template nests is dropped, compared and printed by recursion, which the library does not bound.
+/// Nesting one level deeper costs at least one fuel, and printing a level takes 280 to 570 bytes of stack (45,000 levels
+/// overflow 13 MB and fit into 26 MB). An honest template touches nothing of it.
+const STACK_BYTES_PER_FUEL: u64 = 1 << 10;
 /// An honest prompt is its input and some words a message; JSON may escape a character in six.
 const OUTPUT_PER_INPUT: usize = 8;
 const OUTPUT_BYTES_BASE: usize = 1 << 20;
-/// Roles are tested by templates, so these are never masked.
+/// Templates compare roles, and some models have a token of the same spelling, so these are never masked.
 const ROLES: [&str; 7] = ["system", "developer", "user", "assistant", "tool", "function", "ipython"];
 
 /// The chat templates of one model; most have one.
@@ -138,7 +147,8 @@ impl ChatTemplate {
     }
 
     /// The prompt as ids. Control tokens come from the template only: where a message, a tool or an option quotes one,
-    /// its characters are encoded as text. Without such quotes the ids are those of `transformers`.
+    /// its characters are encoded as text. Without such quotes the ids are those of `transformers`. Some templates build
+    /// a control token around the role, so roles that strangers may choose are the caller's to check.
     pub fn render_to_tokens(
         &self,
         tokenizer: &Tokenizer,
@@ -206,16 +216,28 @@ impl ChatTemplate {
         now: Option<CivilTime>,
         input_bytes: usize,
     ) -> Result<String, TextError> {
-        let fuel = BASE_FUEL + input_bytes as u64;
-        let environment = self.environment(fuel, now)?;
-        // The library is sound against templates as far as we know; a template must not end the process if it is not.
-        let rendered = catch_unwind(AssertUnwindSafe(|| environment.render_str(source, Serde(&context))))
-            .map_err(|_| self.failed("the template library broke off on it".into()))?;
-        let output = rendered.map_err(|error| match error.kind() {
-            ErrorKind::OutOfFuel => TextError::TemplateBudget { path: self.path.clone(), fuel, input_bytes },
-            _ if python::asked_for_time(&error) => TextError::TemplateNeedsTime { path: self.path.clone() },
-            _ => self.failed(python::reason(&error)),
-        })?;
+        let messages = context.get("messages").and_then(Value::as_array).map_or(0, Vec::len);
+        let fuel = FUEL_BASE + FUEL_PER_MESSAGE * messages as u64 + (input_bytes / INPUT_BYTES_PER_FUEL) as u64;
+        let fuel = fuel.min(FUEL_MAX);
+        let render = || -> Result<String, TextError> {
+            let environment = self.environment(fuel, now)?;
+            environment.render_str(source, Serde(&context)).map_err(|error| match error.kind() {
+                ErrorKind::OutOfFuel => TextError::TemplateBudget { path: self.path.clone(), fuel, input_bytes },
+                _ if python::asked_for_time(&error) => TextError::TemplateNeedsTime { path: self.path.clone() },
+                _ => self.failed(python::reason(&error)),
+            })
+        };
+        let stack_bytes = (fuel * STACK_BYTES_PER_FUEL) as usize;
+        // A panic of the library ends this thread only.
+        let joined = thread::scope(|scope| {
+            let thread = thread::Builder::new().name("chat-template".into()).stack_size(stack_bytes);
+            Ok(thread.spawn_scoped(scope, render)?.join())
+        });
+        let output = joined
+            .map_err(|error: std::io::Error| {
+                self.failed(format!("cannot start its thread ({stack_bytes} bytes): {error}"))
+            })?
+            .map_err(|_| self.failed("the template library broke off on it".into()))??;
         if output.len() > OUTPUT_BYTES_BASE + OUTPUT_PER_INPUT * input_bytes {
             return Err(self.failed(format!("it made {} bytes of {input_bytes} bytes of input", output.len())));
         }
@@ -292,17 +314,15 @@ fn with_parsed_arguments(call: &Value) -> Value {
 /// Masks every text in the value, names of fields included: tools print those, too.
 fn mask(value: &mut Value, masking: &Masking) {
     match value {
-        Value::String(text) => {
-            if !ROLES.contains(&text.as_str()) {
-                *text = masking.mask(text).into_owned();
-            }
-        }
+        Value::String(text) => *text = masking.mask(text).into_owned(),
         Value::Array(list) => list.iter_mut().for_each(|value| mask(value, masking)),
         Value::Object(fields) => {
             *fields = std::mem::take(fields)
                 .into_iter()
                 .map(|(name, mut value)| {
-                    mask(&mut value, masking);
+                    if name != "role" || !value.as_str().is_some_and(|role| ROLES.contains(&role)) {
+                        mask(&mut value, masking);
+                    }
                     (masking.mask(&name).into_owned(), value)
                 })
                 .collect();

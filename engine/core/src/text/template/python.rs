@@ -24,6 +24,9 @@ struct NoTime;
 pub(super) fn install(environment: &mut Environment<'_>, now: Option<CivilTime>) {
     environment.set_unknown_method_callback(method);
     environment.add_filter("tojson", tojson);
+    // Rust's debug notation, which costs the cube of the depth and is paid for afterwards. Nothing in Python has it.
+    environment.remove_filter("pprint");
+    environment.remove_global("debug");
     environment.add_filter("trim", trim);
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{message}")))

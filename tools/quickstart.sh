@@ -14,7 +14,7 @@ fail() {
     exit 1
 }
 
-command -v cargo >/dev/null || fail 'cargo was not found. Install Rust (https://rustup.rs).'
+command -v cargo >/dev/null || fail 'cargo was not found. Install Rust, by rustup.'
 command -v "${CC:-cc}" >/dev/null ||
     fail "the C compiler ${CC:-cc} was not found; SQLite needs one. Install it (Debian, Ubuntu: apt-get install gcc libc6-dev)."
 command -v python3 >/dev/null ||

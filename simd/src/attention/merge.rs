@@ -45,8 +45,10 @@ pub fn fold_run(states: &mut [f32], parts: &[f32], head_dim: usize) {
 pub fn finish(states: &[f32], head_dim: usize, out: &mut [f32]) {
     assert_eq!(states.len() / (head_dim + 2), out.len() / head_dim, "an output for each state");
     for (state, out) in states.chunks_exact(head_dim + 2).zip(out.chunks_exact_mut(head_dim)) {
-        for (out, sum) in out.iter_mut().zip(&state[2..]) {
-            *out = sum / state[1];
+        // A quotient by infinity would be a zero.
+        let sum = if state[1].is_finite() { state[1] } else { f32::NAN };
+        for (out, acc) in out.iter_mut().zip(&state[2..]) {
+            *out = acc / sum;
         }
     }
 }

@@ -99,6 +99,16 @@ impl Cache {
     }
 }
 
+/// Folds the parts of one row, in run order.
+fn merge_runs<'a>(parts: impl Iterator<Item = &'a [f32]>, out: &mut [f32]) {
+    let mut state = vec![f32::NAN; out.len() + 2];
+    begin(&mut state, out.len());
+    for part in parts {
+        fold_run(&mut state, part, out.len());
+    }
+    finish(&state, out.len(), out);
+}
+
 #[test]
 fn attention_agrees_with_the_oracle_for_every_head_dim() {
     for isa in Isa::available() {

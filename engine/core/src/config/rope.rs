@@ -69,7 +69,7 @@ impl Rope {
         let theta = number("rope_theta")?.unwrap_or(10_000.0);
         let partial = number("partial_rotary_factor")?.unwrap_or(1.0);
         let rotary_dim = (head_dim as f64 * partial) as usize;
-        if rotary_dim == 0 || rotary_dim > head_dim || rotary_dim % 2 != 0 {
+        if rotary_dim == 0 || rotary_dim > head_dim || !rotary_dim.is_multiple_of(2) {
             let why = format!("is {partial}, which makes {rotary_dim} of {head_dim} dimensions rotate");
             return Err(root.wrong("partial_rotary_factor", why));
         }

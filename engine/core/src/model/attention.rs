@@ -183,4 +183,4 @@ impl Batch<'_> {
     }
 }
 
-const _: () = assert!(KV_RUN % KV_BLOCK == 0, "a run is whole blocks");
+const _: () = assert!(KV_RUN.is_multiple_of(KV_BLOCK), "a run is whole blocks");

@@ -44,7 +44,9 @@ impl Model {
         let Buffers { normed, prepared, identity, activated, residual, .. } = buffers;
         let activated = &mut activated[..rows * mlp.down.cols];
         self.prepare(&mlp.gate, &normed[..rows * hidden], prepared, crew);
-        let everyone = Groups { mlps: slice::from_ref(mlp), chosen: &[0], rows: &[0..rows], select: identity };
+        let rows_of_all = 0..rows;
+        let groups = slice::from_ref(&rows_of_all);
+        let everyone = Groups { mlps: slice::from_ref(mlp), chosen: &[0], rows: groups, select: identity };
         self.gate_and_up(&everyone, prepared, activated, crew);
         self.prepare(&mlp.down, activated, prepared, crew);
         self.project([&mlp.down], prepared, identity, Into::Add, &mut residual[..rows * hidden], crew);
@@ -95,9 +97,10 @@ impl Model {
         let isa = self.options.isa;
         crew.pool.chunks(&mut crew.workers, &mut normed[..rows * hidden], hidden, |_, row, sum| {
             sum.fill(0.0);
-            for choice in row * k..(row + 1) * k {
-                let from = assignments.of_choice[choice] as usize * hidden;
-                elementwise::add_scaled(isa, sum, &expert_out[from..from + hidden], expert_weights[choice]);
+            let choices = row * k..(row + 1) * k;
+            for (assignment, weight) in assignments.of_choice[choices.clone()].iter().zip(&expert_weights[choices]) {
+                let out = &expert_out[*assignment as usize * hidden..][..hidden];
+                elementwise::add_scaled(isa, sum, out, *weight);
             }
         });
         crew.pool.chunks(&mut crew.workers, &mut residual[..rows * hidden], hidden, |_, row, residual| {

@@ -46,9 +46,10 @@ impl Model {
         let rows = out.len() / width;
         crew.cut(linears.map(|linear| linear.rows), rows);
         let select = &identity[..rows];
+        let all_rows = 0..rows;
         crew.bytes_read += linears.iter().map(|linear| linear.bytes()).sum::<usize>();
         let Crew { pool, workers, cuts, .. } = crew;
-        pool.tiles(workers, out, width, &[0..rows], cuts, |worker, mut tile: TileMut<'_, f32>| {
+        pool.tiles(workers, out, width, std::slice::from_ref(&all_rows), cuts, |worker, mut tile: TileMut<'_, f32>| {
             let (linear, cols) = at_column(&linears, tile.cols());
             let sums = self.multiply(linear, &cols, prepared, select, &mut worker.panel, &mut worker.sums);
             for row in 0..rows {

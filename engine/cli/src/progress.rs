@@ -44,7 +44,8 @@ impl Progress {
     pub(crate) fn set(&mut self, done: u64) {
         if let Some(bar) = &self.bar {
             bar.set_position(done);
-        } else if self.shown.elapsed() >= LINE_INTERVAL {
+        } else if self.unit != Unit::Steps && self.shown.elapsed() >= LINE_INTERVAL {
+            // Steps have lines of their own.
             self.shown = Instant::now();
             eprintln!("{}: {} of {}", self.what, self.amount(done), self.amount(self.total));
         }

@@ -1,3 +1,5 @@
+//! Published config files, both dialects, refusals; rope frequencies against transformers' own.
+
 use std::path::Path;
 
 use super::*;
@@ -89,4 +91,33 @@ fn windows_follow_the_rule_of_the_family_or_the_list_of_layers() {
         "\"layer_types\": [\"sliding_attention\", \"full_attention\", \"sliding_attention\"]",
     );
     assert_eq!(windows(&listed), [Some(16), None, Some(16)]);
+}
+
+/// transformers computes frequencies in float32, we in float64 rounded once: they differ by the former's roundings.
+#[test]
+fn rope_frequencies_are_those_of_transformers_for_every_scaling() {
+    let golden: serde_json::Value =
+        serde_json::from_str(include_str!("../../../../tests/golden/rope.json")).expect("golden data is JSON");
+    let cases = golden["cases"].as_array().expect("a list");
+    assert!(cases.len() >= 11);
+    for case in cases {
+        let mut config = serde_json::json!({
+            "architectures": ["LlamaForCausalLM"], "hidden_size": 512, "intermediate_size": 64,
+            "num_attention_heads": 4, "num_hidden_layers": 1, "vocab_size": 100,
+        });
+        for (field, value) in case["config"].as_object().expect("an object") {
+            config[field] = value.clone();
+        }
+        let rope = parse(&config.to_string()).unwrap().rope;
+        let name = case["name"].as_str().expect("a name");
+        let want: Vec<f32> = case["inv_freq"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect();
+        let got = rope.inv_freq();
+        assert_eq!(got.len(), want.len(), "{name}");
+        for (pair, (got, want)) in got.iter().zip(&want).enumerate() {
+            let slack = 8.0 * f32::EPSILON * want.abs();
+            assert!((got - want).abs() <= slack, "{name}, pair {pair}: got {got}, want {want}");
+        }
+        let factor = case["attention_factor"].as_f64().unwrap() as f32;
+        assert!((rope.attention_factor() - factor).abs() <= 2.0 * f32::EPSILON, "{name}: {}", rope.attention_factor());
+    }
 }

@@ -204,7 +204,7 @@ impl Model {
         if options.load == Load::Resident {
             let mut linears: Vec<&Linear> = layers.iter().flat_map(Layer::linears).collect();
             linears.push(&lm_head);
-            workers.install(|| lay_panels(&checkpoint, &linears, panels.as_mut_slice()));
+            workers.install(|| lay_panels(&checkpoint, options.isa, &linears, panels.as_mut_slice()));
         }
         Ok(Self { checkpoint, options, rope, layers, final_norm, lm_head, panels })
     }
@@ -413,7 +413,7 @@ fn check_weights(
     Ok(())
 }
 
-fn lay_panels(checkpoint: &Checkpoint, linears: &[&Linear], region: &mut [u8]) {
+fn lay_panels(checkpoint: &Checkpoint, isa: Isa, linears: &[&Linear], region: &mut [u8]) {
     // The places ascend, so cutting the region front to back gives each matrix its own bytes.
     let mut rest = region;
     let mut at = 0;
@@ -429,6 +429,6 @@ fn lay_panels(checkpoint: &Checkpoint, linears: &[&Linear], region: &mut [u8]) {
         let source = Matrix::row_major(linear.dtype, checkpoint.bytes(&linear.location), [linear.rows, linear.cols])
             .expect("shape, length and alignment were checked when the checkpoint was opened");
         let panel_bytes = bytes.len() / source.panel_count();
-        bytes.par_chunks_mut(panel_bytes).enumerate().for_each(|(panel, out)| source.pack_panel(panel, out));
+        bytes.par_chunks_mut(panel_bytes).enumerate().for_each(|(panel, out)| source.pack_panel_with(isa, panel, out));
     });
 }

@@ -9,6 +9,7 @@
 //! subnormal numbers as zero.
 
 mod matrix;
+mod peak;
 mod rows;
 
 use std::ops::Range;
@@ -21,6 +22,7 @@ use crate::{Dtype, Isa};
 
 use matrix::Layout;
 pub use matrix::{Matrix, PANEL, PanelScratch};
+pub use peak::spin_at_peak;
 pub use rows::{Activations, ActivationsError, RowForm, Rows};
 
 /// No ISA's tile has more panels than this.

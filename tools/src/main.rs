@@ -16,6 +16,8 @@ usage: cargo tools COMMAND
 
   ci [--no-tests]   format, tidy, clippy, tests and docs, each with warnings denied; ends at the first failure
   tidy              the rules of the house that no compiler knows
+  synth --shape NAME [--layers N] [--seed S] -o DIR
+                    a checkpoint with a published model's layer shape and random weights, for measuring speed
   golden            sizes of the golden data
   golden --make     make it anew with transformers, or
   golden --check    compute it a second way and compare (both need Python and torch; by hand, never in CI)
@@ -25,6 +27,9 @@ exit codes: 0 done, 1 failed, 2 wrong usage";
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if let ["synth", rest @ ..] = &arguments[..] {
+        return synth(rest);
+    }
     let command: fn() -> Result<(), String> = match arguments[..] {
         ["ci"] => || ci::run(ci::Tests::Run),
         ["ci", "--no-tests"] => || ci::run(ci::Tests::Skip),
@@ -45,6 +50,20 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {
             eprintln!("{reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The generator needs the engine's tensor names and an optimised build, so it is a package of its own.
+fn synth(arguments: &[&str]) -> ExitCode {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["run", "--release", "--quiet", "--package", "synth", "--"]).args(arguments);
+    match cargo.status() {
+        Ok(status) if status.success() => ExitCode::SUCCESS,
+        Ok(status) => ExitCode::from(status.code().map_or(1, |code| code.clamp(1, 255) as u8)),
+        Err(error) => {
+            eprintln!("{cargo:?} could not be started: {error}");
             ExitCode::FAILURE
         }
     }

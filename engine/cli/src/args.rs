@@ -29,6 +29,8 @@ pub(crate) enum Command {
     Import(Import),
     /// Count the bytes of a run before anything is loaded
     Plan(Plan),
+    /// Measure prefill and decode beside this machine's limits
+    Bench(Bench),
     /// Look at this machine
     Doctor(Doctor),
 }
@@ -85,7 +87,7 @@ pub(crate) struct Sampling {
 }
 
 /// What decides bytes (isa, activations, cache types) and what decides speed and memory (the rest).
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub(crate) struct Run {
     /// Positions of a sequence; without it, the model's own, up to 8192
     #[arg(short, long, env = "NIGHTMONK_CTX_SIZE", value_name = "N")]
@@ -114,6 +116,13 @@ pub(crate) struct Run {
     /// Use a GPU: auto, off or require; this version computes on the CPU alone
     #[arg(long, env = "NIGHTMONK_GPU", value_name = "USE", default_value = "auto")]
     pub(crate) gpu: Gpu,
+}
+
+impl Run {
+    /// The same with another context.
+    pub(crate) fn with_ctx_size(&self, ctx_size: NonZeroUsize) -> Self {
+        Self { ctx_size: Some(ctx_size), ..self.clone() }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -208,6 +217,32 @@ pub(crate) struct Plan {
     /// Sequences side by side
     #[arg(long, value_name = "N", default_value = "1")]
     pub(crate) width: NonZeroUsize,
+    #[command(flatten)]
+    pub(crate) run: Run,
+    #[command(flatten)]
+    pub(crate) output: OutputFormat,
+}
+
+#[derive(Args)]
+pub(crate) struct Bench {
+    /// Model folder
+    #[arg(short, long, env = "NIGHTMONK_MODEL", value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// Lengths of prompts
+    #[arg(short = 'p', long = "n-prompt", value_name = "N,…", value_delimiter = ',', default_value = "512")]
+    pub(crate) prompt: Vec<usize>,
+    /// Lengths of generations
+    #[arg(short = 'n', long = "n-gen", value_name = "N,…", value_delimiter = ',', default_value = "128")]
+    pub(crate) generate: Vec<usize>,
+    /// Positions before them
+    #[arg(short = 'd', long = "n-depth", value_name = "DEPTH,…", value_delimiter = ',', default_value = "0")]
+    pub(crate) depth: Vec<usize>,
+    /// Sequences that decode side by side
+    #[arg(long, value_name = "W,…", value_delimiter = ',', default_value = "1")]
+    pub(crate) width: Vec<NonZeroUsize>,
+    /// Repetitions, of which the median counts
+    #[arg(short, long, value_name = "R", default_value = "5")]
+    pub(crate) repetitions: NonZeroUsize,
     #[command(flatten)]
     pub(crate) run: Run,
     #[command(flatten)]

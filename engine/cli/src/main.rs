@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         Command::Night(arguments) => commands::night::run(&arguments),
         Command::Import(arguments) => commands::import::run(&arguments),
         Command::Plan(arguments) => commands::plan::run(&arguments),
+        Command::Bench(arguments) => commands::bench::run(&arguments),
         Command::Doctor(arguments) => commands::doctor::run(&arguments),
     };
     match result {

@@ -242,18 +242,27 @@ impl Model {
     /// Bytes of weights that one token reads: every matrix once, but of the experts only those that a token goes
     /// through.
     pub fn bytes_per_token(&self) -> usize {
-        let mlp = |mlp: &GatedMlp| mlp.gate.bytes() + mlp.up.bytes() + mlp.down.bytes();
+        self.sum_per_token(Linear::bytes)
+    }
+
+    /// Weights that one token meets.
+    pub fn weights_per_token(&self) -> usize {
+        self.sum_per_token(|linear| linear.rows * linear.cols)
+    }
+
+    fn sum_per_token(&self, of: impl Fn(&Linear) -> usize) -> usize {
+        let mlp = |mlp: &GatedMlp| of(&mlp.gate) + of(&mlp.up) + of(&mlp.down);
         let layer = |layer: &Layer| {
             let attention = [&layer.query, &layer.key, &layer.value, &layer.output];
             let feed_forward = match &layer.feed_forward {
                 FeedForward::Dense(dense) => mlp(dense),
                 FeedForward::Sparse { router, experts, shape } => {
-                    router.bytes() + experts.first().map_or(0, mlp) * shape.num_experts_per_tok
+                    of(router) + experts.first().map_or(0, mlp) * shape.num_experts_per_tok
                 }
             };
-            attention.into_iter().map(Linear::bytes).sum::<usize>() + feed_forward
+            attention.into_iter().map(&of).sum::<usize>() + feed_forward
         };
-        self.layers.iter().map(layer).sum::<usize>() + self.lm_head.bytes()
+        self.layers.iter().map(layer).sum::<usize>() + of(&self.lm_head)
     }
 
     pub(super) fn matrix(&self, linear: &Linear) -> Matrix<'_> {

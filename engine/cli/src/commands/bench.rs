@@ -1,0 +1,249 @@
+//! `bench`: prefill and decode as llama-bench measures them, each beside what this machine could do at most.
+//!
+//! The limit is measured in the same run with the same workers, right before each test: reading anonymous memory in
+//! pages of 2 MiB, and multiplying in registers. Tokens come from a fixed generator: speed does not depend on them, but
+//! which experts are read does, so they are not all equal. Positions before a test's depth hold zeros as keys and
+//! values; their content changes no speed.
+
+use std::num::NonZeroUsize;
+use std::time::Instant;
+
+use engine_core::kv_cache::{BlockId, KvCache, KvShape, blocks_for};
+use engine_core::model::{Batch, Model, Row, Workspace};
+use numa::{Pinning, Pool, ProcessMemory, Region};
+use serde::Serialize;
+use simd::Dtype;
+
+use crate::args::{Bench, Format};
+use crate::failure::Failure;
+use crate::model;
+
+/// Beyond the last-level cache of most machines.
+const REGION_BYTES: usize = 2 << 30;
+
+/// One row of the table, under the names that scripts know.
+#[derive(Serialize)]
+struct Figures {
+    test: String,
+    n_prompt: usize,
+    n_gen: usize,
+    n_depth: usize,
+    width: usize,
+    threads: usize,
+    isa: &'static str,
+    activations: String,
+    load: String,
+    kv_type: &'static str,
+    tokens_per_second: f64,
+    samples: Vec<f64>,
+    bytes_per_token: f64,
+    read_bandwidth: f64,
+    fraction_of_bandwidth: f64,
+    flops_per_token: f64,
+    peak_flops: f64,
+    fraction_of_peak: f64,
+    peak_rss_bytes: u64,
+    load_seconds: f64,
+}
+
+#[derive(Clone, Copy)]
+struct Test {
+    n_prompt: usize,
+    n_gen: usize,
+    depth: usize,
+    width: usize,
+}
+
+struct Bencher<'m> {
+    model: &'m Model,
+    kv: KvCache,
+    space: Workspace,
+    tables: Vec<Vec<BlockId>>,
+    ubatch_size: usize,
+    random: u64,
+}
+
+pub(crate) fn run(arguments: &Bench) -> Result<(), Failure> {
+    let tests = tests(arguments);
+    let positions = |test: &Test| test.depth + test.n_prompt.max(test.n_gen);
+    let ctx_size = tests.iter().map(positions).max().unwrap_or(1);
+    let width = tests.iter().map(|test| test.width).max().unwrap_or(1);
+    let start = Instant::now();
+    let run = arguments.run.with_ctx_size(NonZeroUsize::new(ctx_size).unwrap_or(NonZeroUsize::MIN));
+    let (model, request) = model::load(&arguments.model, &run, width)?;
+    let threads = NonZeroUsize::new(request.threads).unwrap_or(NonZeroUsize::MIN);
+    let mut pool = Pool::new(threads, Pinning::Pinned)?;
+    let shape = KvShape::new(model.config(), request.kv_dtype, width * blocks_for(ctx_size));
+    let mut kv = KvCache::new(shape, &mut pool)?;
+    let load_seconds = start.elapsed().as_secs_f64();
+
+    let tables = (0..width).map(|_| kv.take(blocks_for(ctx_size)).unwrap_or_default()).collect();
+    let space = Workspace::new(&model, pool, request.ubatch_size.max(width), width);
+    let mut bencher =
+        Bencher { model: &model, kv, space, tables, ubatch_size: request.ubatch_size, random: 0x9E37_79B9_7F4A_7C15 };
+    let mut region = Region::anonymous(REGION_BYTES)?;
+    region.prefault(Some(bencher.space.pool()))?;
+
+    let mut rows = Vec::new();
+    for test in &tests {
+        let row = bencher.measure(*test, arguments.repetitions.get(), &region, load_seconds)?;
+        if arguments.output.output == Format::Text {
+            show(&row);
+        }
+        rows.push(row);
+    }
+    if arguments.output.output == Format::Json {
+        println!("{}", serde_json::to_string(&rows)?);
+    }
+    Ok(())
+}
+
+/// llama-bench's grid: every prompt length and every generation length at every depth, generations at every width.
+fn tests(arguments: &Bench) -> Vec<Test> {
+    let mut tests = Vec::new();
+    for depth in &arguments.depth {
+        for n_prompt in arguments.prompt.iter().filter(|n| **n > 0) {
+            tests.push(Test { n_prompt: *n_prompt, n_gen: 0, depth: *depth, width: 1 });
+        }
+        for n_gen in arguments.generate.iter().filter(|n| **n > 0) {
+            for width in &arguments.width {
+                tests.push(Test { n_prompt: 0, n_gen: *n_gen, depth: *depth, width: width.get() });
+            }
+        }
+    }
+    tests
+}
+
+impl Bencher<'_> {
+    fn measure(
+        &mut self,
+        test: Test,
+        repetitions: usize,
+        region: &Region,
+        load_seconds: f64,
+    ) -> Result<Figures, Failure> {
+        let options = *self.model.options();
+        let tokens = (test.n_prompt + test.n_gen) * test.width;
+        self.run(test); // the first run wakes workers and fills caches
+        let mut samples = Vec::with_capacity(repetitions);
+        let (mut bandwidths, mut peaks) = (Vec::new(), Vec::new());
+        let mut bytes = 0;
+        for _ in 0..repetitions {
+            let isa = options.isa;
+            bandwidths.push(numa::read_bandwidth(self.space.pool(), region.as_slice(), 1, |bytes| {
+                simd::elementwise::read_all(isa, bytes)
+            }));
+            peaks.push(self.peak());
+            let start = Instant::now();
+            bytes = self.run(test);
+            samples.push(tokens as f64 / start.elapsed().as_secs_f64());
+        }
+        let (tokens_per_second, read_bandwidth, peak_flops) = (median(&samples), median(&bandwidths), median(&peaks));
+        let bytes_per_token = bytes as f64 / tokens as f64;
+        let flops_per_token = self.flops_per_token(test);
+        let name = if test.n_prompt > 0 { format!("pp{}", test.n_prompt) } else { format!("tg{}", test.n_gen) };
+        Ok(Figures {
+            test: name,
+            n_prompt: test.n_prompt,
+            n_gen: test.n_gen,
+            n_depth: test.depth,
+            width: test.width,
+            threads: self.space.pool().threads(),
+            isa: options.isa.name(),
+            activations: options.activations.to_string(),
+            load: options.load.to_string(),
+            kv_type: self.kv.shape().dtype.name(),
+            tokens_per_second,
+            samples,
+            bytes_per_token,
+            read_bandwidth,
+            fraction_of_bandwidth: tokens_per_second * bytes_per_token / read_bandwidth,
+            flops_per_token,
+            peak_flops,
+            fraction_of_peak: tokens_per_second * flops_per_token / peak_flops,
+            peak_rss_bytes: ProcessMemory::now()?.peak_resident_bytes,
+            load_seconds,
+        })
+    }
+
+    /// One repetition; returns the bytes of weights, keys and values that it read.
+    fn run(&mut self, test: Test) -> usize {
+        let vocab_size = self.model.config().vocab_size as u64;
+        let mut random = || {
+            self.random ^= self.random << 13;
+            self.random ^= self.random >> 7;
+            self.random ^= self.random << 17;
+            (self.random % vocab_size) as u32
+        };
+        let tables: Vec<&[BlockId]> = self.tables[..test.width].iter().map(Vec::as_slice).collect();
+        let mut bytes = 0;
+        let mut rows = Vec::with_capacity(self.ubatch_size.max(test.width));
+        let prompt: Vec<usize> = (test.depth..test.depth + test.n_prompt).collect();
+        for chunk in prompt.chunks(self.ubatch_size) {
+            rows.clear();
+            rows.extend(chunk.iter().map(|position| Row { token: random(), position: *position, sequence: 0 }));
+            let last = [rows.len() - 1];
+            let is_last = chunk.last() == prompt.last();
+            let batch = Batch { rows: &rows, tables: &tables, logits: if is_last { &last } else { &[] } };
+            self.model.forward(&batch, &mut self.kv, &mut self.space, &mut ());
+            bytes += self.space.bytes_read();
+        }
+        let all: Vec<usize> = (0..test.width).collect();
+        for position in test.depth..test.depth + test.n_gen {
+            rows.clear();
+            rows.extend((0..test.width).map(|sequence| Row { token: random(), position, sequence }));
+            let batch = Batch { rows: &rows, tables: &tables, logits: &all };
+            self.model.forward(&batch, &mut self.kv, &mut self.space, &mut ());
+            bytes += self.space.bytes_read();
+        }
+        bytes
+    }
+
+    /// Floating-point operations of all workers, a second, on BF16 numbers in registers.
+    fn peak(&mut self) -> f64 {
+        const ROUNDS: usize = 1 << 21;
+        let isa = self.model.options().isa;
+        let mut flops = vec![0.0; self.space.pool().threads()];
+        let start = Instant::now();
+        self.space.pool().broadcast(&mut flops, |flops, _| {
+            *flops = simd::matmul::spin_at_peak(isa, Dtype::Bf16, ROUNDS);
+        });
+        flops.iter().sum::<f64>() / start.elapsed().as_secs_f64()
+    }
+
+    /// Two operations a weight that a token meets, and four a visible position, head and dimension. Two-term
+    /// activations do more; what they are for is counted once.
+    fn flops_per_token(&self, test: Test) -> f64 {
+        let config = self.model.config();
+        let mean_context = test.depth as f64 + (test.n_prompt.max(test.n_gen) as f64 + 1.0) / 2.0;
+        let visible = |window: Option<usize>| window.map_or(mean_context, |window| mean_context.min(window as f64));
+        let attention = 4.0 * config.query_size() as f64;
+        let attention: f64 = config.layers.iter().map(|layer| attention * visible(layer.window)).sum();
+        // The logits of a prompt are computed once.
+        let lm_head = (config.vocab_size * config.hidden_size) as f64;
+        let skipped = if test.n_prompt > 0 { lm_head * (1.0 - 1.0 / test.n_prompt as f64) } else { 0.0 };
+        2.0 * (self.model.weights_per_token() as f64 - skipped) + attention
+    }
+}
+
+fn median(samples: &[f64]) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    if sorted.len().is_multiple_of(2) { (sorted[middle - 1] + sorted[middle]) / 2.0 } else { sorted[middle] }
+}
+
+fn show(row: &Figures) {
+    println!(
+        "{:<8} depth {:<6} width {:<3} {:>9.2} tok/s   {:>6.1} MB/token, {:.3} of {:.1} GB/s   {:.3} of {:.0} GFLOP/s",
+        row.test,
+        row.n_depth,
+        row.width,
+        row.tokens_per_second,
+        row.bytes_per_token / 1e6,
+        row.fraction_of_bandwidth,
+        row.read_bandwidth / 1e9,
+        row.fraction_of_peak,
+        row.peak_flops / 1e9,
+    );
+}

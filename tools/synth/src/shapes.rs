@@ -1,0 +1,48 @@
+//! Published shapes, as their config.json gives them.
+
+use serde_json::{Value, json};
+
+const SHAPES: [&str; 5] = ["qwen3-30b-a3b", "qwen3-235b-a22b", "qwen3-coder-480b-a35b", "qwen3-0.6b", "llama-2-70b"];
+
+/// config.json of a shape, with `layers` layers in place of its own.
+pub(crate) fn config(shape: &str, layers: Option<usize>) -> Result<Value, String> {
+    let mut config = match shape {
+        "qwen3-30b-a3b" => qwen3_moe([2048, 32, 4, 128, 768, 6144, 48], 1e6),
+        "qwen3-235b-a22b" => qwen3_moe([4096, 64, 4, 128, 1536, 12288, 94], 1e6),
+        "qwen3-coder-480b-a35b" => qwen3_moe([6144, 96, 8, 160, 2560, 8192, 62], 1e7),
+        "qwen3-0.6b" => json!({
+            "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 1024, "head_dim": 128,
+            "num_attention_heads": 16, "num_key_value_heads": 8, "intermediate_size": 3072, "num_hidden_layers": 28,
+            "rope_theta": 1e6, "rms_norm_eps": 1e-6, "vocab_size": 151_936, "tie_word_embeddings": true,
+            "max_position_embeddings": 40960, "torch_dtype": "bfloat16",
+        }),
+        "llama-2-70b" => json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8192,
+            "num_attention_heads": 64, "num_key_value_heads": 8, "intermediate_size": 28672, "num_hidden_layers": 80,
+            "rope_theta": 1e4, "rms_norm_eps": 1e-5, "vocab_size": 32000, "tie_word_embeddings": false,
+            "max_position_embeddings": 4096, "torch_dtype": "bfloat16",
+        }),
+        "gpt-oss-20b" | "gpt-oss-120b" => {
+            return Err(format!("`{shape}` has MXFP4 experts, which this version neither writes nor runs"));
+        }
+        other => return Err(format!("`{other}` is no shape; known: {}", SHAPES.join(", "))),
+    };
+    if let Some(layers) = layers {
+        config["num_hidden_layers"] = layers.into();
+    }
+    Ok(config)
+}
+
+fn qwen3_moe(
+    [hidden, heads, kv_heads, experts, moe_intermediate, intermediate, layers]: [usize; 7],
+    theta: f64,
+) -> Value {
+    json!({
+        "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": hidden, "head_dim": 128,
+        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "num_experts": experts,
+        "num_experts_per_tok": 8, "norm_topk_prob": true, "moe_intermediate_size": moe_intermediate,
+        "intermediate_size": intermediate, "num_hidden_layers": layers, "decoder_sparse_step": 1,
+        "mlp_only_layers": [], "rope_theta": theta, "rms_norm_eps": 1e-6, "vocab_size": 151_936,
+        "tie_word_embeddings": false, "max_position_embeddings": 40960, "torch_dtype": "bfloat16",
+    })
+}

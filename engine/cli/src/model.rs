@@ -55,6 +55,7 @@ pub(crate) fn plan_request(run: &Run, config: &ModelConfig, width: usize) -> Res
         ctx_size,
         width,
         ubatch_size: run.ubatch_size.get().min(ctx_size),
+        logits_rows: width,
         threads: threads(run.threads)?.get(),
         kv_dtype: run.cache_type_k,
         load: run.load,
@@ -83,10 +84,25 @@ pub(crate) fn check_plan(
     Plan::fit(config, dtype_of, request, available).map_err(|refusal| Failure::Refused(refusal))
 }
 
+/// Which rows of a step have logits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WantedLogits {
+    OfLastRows,
+    OfEveryRow,
+}
+
 /// Opens a folder, plans, loads, and prints the run's first line.
-pub(crate) fn load(folder: &Path, run: &Run, width: usize) -> Result<(Model, PlanRequest), Failure> {
+pub(crate) fn load(
+    folder: &Path,
+    run: &Run,
+    width: usize,
+    logits: WantedLogits,
+) -> Result<(Model, PlanRequest), Failure> {
     let checkpoint = Checkpoint::open(folder)?;
-    let request = plan_request(run, checkpoint.config(), width)?;
+    let mut request = plan_request(run, checkpoint.config(), width)?;
+    if logits == WantedLogits::OfEveryRow {
+        request.logits_rows = request.ubatch_size;
+    }
     let plan = check_plan(checkpoint.config(), |name| checkpoint.tensor(name).dtype, &request, None)?;
     let options = ModelOptions {
         isa: run.isa.unwrap_or_else(Isa::detect),
@@ -114,7 +130,7 @@ pub(crate) fn load(folder: &Path, run: &Run, width: usize) -> Result<(Model, Pla
 
 /// As [`load`], with text around it.
 pub(crate) fn engine<'t>(folder: &Path, run: &Run, width: usize, text: &'t ModelText) -> Result<Engine<'t>, Failure> {
-    let (model, request) = load(folder, run, width)?;
+    let (model, request) = load(folder, run, width, WantedLogits::OfLastRows)?;
     let options = EngineOptions {
         threads: NonZeroUsize::new(request.threads).unwrap_or(NonZeroUsize::MIN),
         kv_dtype: request.kv_dtype,

@@ -17,6 +17,8 @@ pub struct PlanRequest {
     pub width: usize,
     /// Rows of prompts that a step takes.
     pub ubatch_size: usize,
+    /// Rows of a step whose logits are wanted.
+    pub logits_rows: usize,
     /// Workers.
     pub threads: usize,
     /// Type of keys and values.
@@ -157,7 +159,7 @@ impl Plan {
         plan.kv_bytes_per_token = kv.position_bytes() as u64;
         let rows = request.ubatch_size + request.width;
         plan.scratch_bytes =
-            WorkspaceShape::new(config, request.load, rows, request.width, request.threads).bytes() as u64;
+            WorkspaceShape::new(config, request.load, rows, request.logits_rows, request.threads).bytes() as u64;
         plan.total_bytes = plan.weight_bytes + plan.kv_bytes + plan.scratch_bytes + plan.mapped_bytes;
         plan
     }

@@ -10,7 +10,7 @@ use numa::{Pinning, Pool};
 use super::npy;
 use crate::args::Logits;
 use crate::failure::Failure;
-use crate::model;
+use crate::model::{self, WantedLogits};
 use crate::progress::{Progress, Unit};
 
 const TOKENS_BYTES_MAX: u64 = 64 << 20;
@@ -27,7 +27,7 @@ impl Observer for Chosen {
 
 pub(crate) fn run(arguments: &Logits) -> Result<(), Failure> {
     let tokens = tokens(arguments)?;
-    let (model, request) = model::load(&arguments.model, &arguments.run, 1)?;
+    let (model, request) = model::load(&arguments.model, &arguments.run, 1, WantedLogits::OfEveryRow)?;
     let config = model.config();
     if let Some(token) = tokens.iter().find(|token| **token as usize >= config.vocab_size) {
         return Err(Failure::Usage(format!("token {token} is not in the vocabulary of {}", config.vocab_size)));

@@ -8,7 +8,8 @@ use std::ops::Range;
 use numa::TileMut;
 use simd::matmul::{PANEL, PanelScratch, Rows};
 
-use super::weights::{Linear, Model, ModelOptions};
+use super::load::ModelOptions;
+use super::weights::{Linear, Model};
 use super::workspace::Crew;
 
 /// What becomes of a product.

@@ -4,10 +4,12 @@ mod attention;
 mod feed_forward;
 mod forward;
 mod linear;
+mod load;
 mod rope_table;
 mod weights;
 mod workspace;
 
 pub use forward::{Batch, Observer, Row};
-pub use weights::{Load, LoadError, LoadProgress, Model, ModelOptions};
+pub use load::{Load, LoadError, LoadProgress, ModelOptions};
+pub use weights::Model;
 pub use workspace::{Workspace, WorkspaceShape};

@@ -7,7 +7,8 @@ use simd::Dtype;
 use simd::attention::{AttendScratch, KV_BLOCK, KV_RUN};
 use simd::matmul::{PANEL, PanelScratch, Rows};
 
-use super::weights::{Load, Model};
+use super::load::Load;
+use super::weights::Model;
 use crate::config::{Mlp, ModelConfig};
 
 /// Rows of one sequence that attend together, so that keys and values are read once for all of them.

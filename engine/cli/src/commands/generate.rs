@@ -1,13 +1,15 @@
 //! `generate`: one prompt, its text as it comes, and one line of figures.
 
 use std::io::{Read, Write};
+use std::num::NonZeroUsize;
 
+use engine_core::config::ModelConfig;
 use engine_core::sampler::SamplingParams;
 use engine_core::session::{Event, Request};
 use engine_core::text::{ChatTemplate, Message, RenderOptions};
 use serde_json::json;
 
-use crate::args::{Format, Generate, Sampling};
+use crate::args::{Format, Generate, Run, Sampling};
 use crate::failure::Failure;
 use crate::figures;
 use crate::model::{self, ModelText};
@@ -18,10 +20,9 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
     let text = ModelText::from_dir(&arguments.model)?;
     let sampling = sampling(&arguments.sampling, &text)?;
     let tokens = tokens(arguments, &prompt, &text)?;
-    let mut engine = model::engine(&arguments.model, &arguments.run, 1, &text)?;
+    let (run, max_tokens) = room(arguments, tokens.len())?;
+    let mut engine = model::engine(&arguments.model, &run, 1, &text)?;
 
-    let ctx_size = engine.options().ctx_size;
-    let max_tokens = arguments.predict.unwrap_or(ctx_size.saturating_sub(tokens.len()));
     let mut prefill = Some(Progress::new("prompt", Unit::Tokens, tokens.len() as u64));
     engine.submit(Request { tokens, max_tokens, sampling, stop: arguments.stop.clone() })?;
 
@@ -96,6 +97,28 @@ fn prompt(arguments: &Generate) -> Result<String, Failure> {
         return Ok(text);
     }
     Ok(std::fs::read_to_string(file).map_err(named)?)
+}
+
+/// The context, and the most tokens that are generated in it: known, and refused, before the model is loaded. Where no
+/// context was asked for, a long prompt makes it larger, up to the model's own.
+fn room(arguments: &Generate, prompt: usize) -> Result<(Run, usize), Failure> {
+    let config = ModelConfig::from_file(&arguments.model.join("config.json"))?;
+    let mut run = arguments.run.clone();
+    let mut ctx_size = model::plan_request(&run, &config, 1)?.ctx_size;
+    let wanted = prompt.saturating_add(arguments.predict.unwrap_or(1));
+    if run.ctx_size.is_none() && wanted > ctx_size {
+        ctx_size = wanted.min(config.max_position_embeddings);
+        run = run.with_ctx_size(NonZeroUsize::new(ctx_size).unwrap_or(NonZeroUsize::MIN));
+    }
+    if wanted > ctx_size {
+        let asked = arguments.predict.map_or(String::new(), |n| format!(" and {n} to generate"));
+        let most = config.max_position_embeddings;
+        let why = format!(
+            "{prompt} tokens of the prompt{asked} do not fit a context of {ctx_size}; this model has up to {most}"
+        );
+        return Err(Failure::Usage(why));
+    }
+    Ok((run, arguments.predict.unwrap_or(ctx_size - prompt)))
 }
 
 fn tokens(arguments: &Generate, prompt: &str, text: &ModelText) -> Result<Vec<u32>, Failure> {

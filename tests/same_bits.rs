@@ -72,7 +72,6 @@ fn logits_are_bit_equal_alone_and_beside_three_other_sequences() {
             let mut pool = pool(2);
             let mut kv = KvCache::new(shape, &mut pool).unwrap();
             let tables: Vec<_> = sequences.iter().map(|s| kv.take(blocks_for(s.len())).unwrap()).collect();
-            let tables: Vec<_> = tables.iter().map(Vec::as_slice).collect();
             let mut space = Workspace::new(&model, pool, 64, 64);
             let mut done = [0; 4];
             let mut got = Vec::new();

@@ -175,7 +175,7 @@ impl Bencher<'_> {
             self.random ^= self.random << 17;
             (self.random % vocab_size) as u32
         };
-        let tables: Vec<&[BlockId]> = self.tables[..test.width].iter().map(Vec::as_slice).collect();
+        let tables = &self.tables[..test.width];
         let mut bytes = 0;
         let mut rows = Vec::with_capacity(self.ubatch_size.max(test.width));
         let prompt: Vec<usize> = (test.depth..test.depth + test.n_prompt).collect();
@@ -184,7 +184,7 @@ impl Bencher<'_> {
             rows.extend(chunk.iter().map(|position| Row { token: random(), position: *position, sequence: 0 }));
             let last = [rows.len() - 1];
             let is_last = chunk.last() == prompt.last();
-            let batch = Batch { rows: &rows, tables: &tables, logits: if is_last { &last } else { &[] } };
+            let batch = Batch { rows: &rows, tables, logits: if is_last { &last } else { &[] } };
             self.model.forward(&batch, &mut self.kv, &mut self.space, &mut ());
             bytes += self.space.bytes_read();
         }
@@ -192,7 +192,7 @@ impl Bencher<'_> {
         for position in test.depth..test.depth + test.n_gen {
             rows.clear();
             rows.extend((0..test.width).map(|sequence| Row { token: random(), position, sequence }));
-            let batch = Batch { rows: &rows, tables: &tables, logits: &all };
+            let batch = Batch { rows: &rows, tables, logits: &all };
             self.model.forward(&batch, &mut self.kv, &mut self.space, &mut ());
             bytes += self.space.bytes_read();
         }

@@ -40,7 +40,7 @@ impl Model {
         let key_at = config.query_size();
         let value_at = key_at + config.key_value_size();
         for (row, values) in batch.rows.iter().zip(buffers.qkv.chunks_exact(width)) {
-            kv.store(index, batch.tables[row.sequence], row.position, &values[key_at..value_at], &values[value_at..]);
+            kv.store(index, &batch.tables[row.sequence], row.position, &values[key_at..value_at], &values[value_at..]);
         }
         self.attend(index, layer, batch, kv, buffers, crew);
 
@@ -125,7 +125,7 @@ impl Model {
         let state = &mut worker.state[..kernel_rows * (head_dim + 2)];
         attention::begin(state, head_dim);
 
-        let table = batch.tables[batch.rows[rows.start].sequence];
+        let table = &batch.tables[batch.rows[rows.start].sequence];
         let first = first_visible(window, batch.rows[rows.start].position) / KV_RUN;
         let last = batch.rows[rows.end - 1].position / KV_RUN;
         for run in first..=last {

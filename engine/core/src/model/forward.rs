@@ -26,7 +26,7 @@ pub struct Batch<'a> {
     /// The rows.
     pub rows: &'a [Row],
     /// Block tables, with room for every row's position.
-    pub tables: &'a [&'a [BlockId]],
+    pub tables: &'a [Vec<BlockId>],
     /// Rows whose logits are wanted, ascending.
     pub logits: &'a [usize],
 }

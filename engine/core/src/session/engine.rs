@@ -62,6 +62,8 @@ pub struct Engine<'t> {
     space: Workspace,
     waiting: VecDeque<Sequence<'t>>,
     running: Vec<Sequence<'t>>,
+    /// Block tables of the running sequences, in their order.
+    tables: Vec<Vec<BlockId>>,
     next_id: u64,
     rows: Vec<Row>,
     wanted: Vec<usize>,
@@ -96,6 +98,7 @@ impl<'t> Engine<'t> {
             space,
             waiting: VecDeque::new(),
             running: Vec::with_capacity(options.width),
+            tables: Vec::with_capacity(options.width),
             next_id: 0,
             rows: Vec::with_capacity(options.ubatch_size + options.width),
             wanted: Vec::with_capacity(options.width),
@@ -137,8 +140,9 @@ impl<'t> Engine<'t> {
     /// Ends all sequences without a result.
     pub fn cancel_all(&mut self) {
         self.waiting.clear();
-        for sequence in self.running.drain(..) {
-            self.kv.give_back(sequence.blocks);
+        self.running.clear();
+        for table in self.tables.drain(..) {
+            self.kv.give_back(table);
         }
     }
 
@@ -179,8 +183,7 @@ impl<'t> Engine<'t> {
             return;
         }
         self.choose_rows();
-        let tables: Vec<&[BlockId]> = self.running.iter().map(|sequence| sequence.blocks.as_slice()).collect();
-        let batch = Batch { rows: &self.rows, tables: &tables, logits: &self.wanted };
+        let batch = Batch { rows: &self.rows, tables: &self.tables, logits: &self.wanted };
         let start = Instant::now();
         self.model.forward(&batch, &mut self.kv, &mut self.space, &mut ());
         let time = start.elapsed();
@@ -206,12 +209,13 @@ impl<'t> Engine<'t> {
         while self.running.len() < self.options.width {
             let Some(next) = self.waiting.front() else { break };
             let Some(blocks) = self.kv.take(blocks_for(next.positions_max())) else { break };
-            let Some(mut sequence) = self.waiting.pop_front() else { break };
-            sequence.blocks = blocks;
+            let Some(sequence) = self.waiting.pop_front() else { break };
             if sequence.wants_nothing() {
-                self.end(sequence, FinishReason::Length, events);
+                self.kv.give_back(blocks);
+                events.push(sequence.finished(FinishReason::Length));
             } else {
                 self.running.push(sequence);
+                self.tables.push(blocks);
             }
         }
     }
@@ -244,40 +248,31 @@ impl<'t> Engine<'t> {
     fn draw(&mut self, events: &mut Vec<Event>) {
         let vocab_size = self.model.config().vocab_size;
         let mut logits = self.space.logits().chunks_exact(vocab_size);
-        let mut ended = Vec::new();
-        for (index, sequence) in self.running.iter_mut().enumerate() {
+        let mut index = 0;
+        while index < self.running.len() {
+            let sequence = &mut self.running[index];
             if sequence.pending() > 0 {
+                index += 1;
                 continue;
             }
-            let Some(logits) = logits.next() else { break };
+            let logits = logits.next().expect("the logits of every sequence without pending tokens were wanted");
             let id = sequence.id;
             match sequence.draw(logits, &self.eos) {
-                Ok((token, text, after)) => {
+                Ok((token, text, After::GoesOn)) => {
                     events.push(Event::Token { id, token, text });
-                    if let After::Ended(reason) = after {
-                        ended.push((index, Ok(reason)));
-                    }
+                    index += 1;
                 }
-                Err(error) => ended.push((index, Err(error))),
-            }
-        }
-        for (index, end) in ended.into_iter().rev() {
-            let sequence = self.running.remove(index);
-            match end {
-                Ok(reason) => self.end(sequence, reason, events),
+                Ok((token, text, After::Ended(reason))) => {
+                    events.push(Event::Token { id, token, text });
+                    events.push(self.running.remove(index).finished(reason));
+                    self.kv.give_back(self.tables.remove(index));
+                }
                 Err(error) => {
-                    let id = sequence.id;
-                    self.kv.give_back(sequence.complete(FinishReason::Stop).1);
+                    self.running.remove(index);
+                    self.kv.give_back(self.tables.remove(index));
                     events.push(Event::Failed { id, error });
                 }
             }
         }
-    }
-
-    fn end(&mut self, sequence: Sequence<'t>, reason: FinishReason, events: &mut Vec<Event>) {
-        let id = sequence.id;
-        let (completion, blocks) = sequence.complete(reason);
-        self.kv.give_back(blocks);
-        events.push(Event::Finished { id, completion });
     }
 }

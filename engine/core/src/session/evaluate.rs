@@ -12,7 +12,8 @@ use crate::model::{Batch, Model, Observer, Row, Workspace};
 pub struct Evaluator<'m> {
     model: &'m Model,
     kv: KvCache,
-    table: Vec<BlockId>,
+    /// Block table of the one sequence.
+    tables: [Vec<BlockId>; 1],
     space: Workspace,
     ctx_size: usize,
     chunk: usize,
@@ -27,9 +28,9 @@ impl<'m> Evaluator<'m> {
     pub fn new(model: &'m Model, mut pool: Pool, kv_dtype: Dtype, ctx_size: usize, chunk: usize) -> io::Result<Self> {
         let shape = KvShape::new(model.config(), kv_dtype, blocks_for(ctx_size));
         let mut kv = KvCache::new(shape, &mut pool)?;
-        let table = kv.take(shape.blocks).unwrap_or_default();
+        let tables = [kv.take(shape.blocks).unwrap_or_default()];
         let space = Workspace::new(model, pool, chunk, chunk);
-        Ok(Self { model, kv, table, space, ctx_size, chunk, position: 0 })
+        Ok(Self { model, kv, tables, space, ctx_size, chunk, position: 0 })
     }
 
     /// Computes `tokens` after those fed before; `each` gets every position and its logits `[vocab_size]`.
@@ -52,7 +53,7 @@ impl<'m> Evaluator<'m> {
             let row =
                 |(index, token): (usize, &u32)| Row { token: *token, position: self.position + index, sequence: 0 };
             let rows: Vec<Row> = chunk.iter().enumerate().map(row).collect();
-            let batch = Batch { rows: &rows, tables: &[&self.table], logits: &wanted[..rows.len()] };
+            let batch = Batch { rows: &rows, tables: &self.tables, logits: &wanted[..rows.len()] };
             self.model.forward(&batch, &mut self.kv, &mut self.space, observer);
             for (index, logits) in self.space.logits().chunks_exact(vocab_size).take(rows.len()).enumerate() {
                 each(self.position + index, logits)?;

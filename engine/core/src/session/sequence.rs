@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::event::{Completion, Event, FinishReason, Request, SequenceError, SequenceId};
 use super::timing::Timings;
-use crate::kv_cache::BlockId;
 use crate::sampler::Sampler;
 use crate::text::{Detokenizer, StopOutcome, StopStrings};
 
@@ -12,7 +11,6 @@ pub(super) struct Sequence<'t> {
     pub(super) id: SequenceId,
     pub(super) tokens: Vec<u32>, // prompt, then generated
     pub(super) computed: usize,  // positions whose keys and values are in the cache
-    pub(super) blocks: Vec<BlockId>,
     prompt_tokens: usize,
     max_tokens: usize,
     sampler: Sampler,
@@ -44,7 +42,6 @@ impl<'t> Sequence<'t> {
             id,
             tokens,
             computed: 0,
-            blocks: Vec::new(),
             prompt_tokens,
             max_tokens,
             sampler,
@@ -124,7 +121,8 @@ impl<'t> Sequence<'t> {
         text
     }
 
-    pub(super) fn complete(mut self, finish_reason: FinishReason) -> (Completion, Vec<BlockId>) {
+    /// Its last event.
+    pub(super) fn finished(mut self, finish_reason: FinishReason) -> Event {
         let completion = Completion {
             tokens: self.tokens.split_off(self.prompt_tokens),
             text: self.text,
@@ -132,6 +130,6 @@ impl<'t> Sequence<'t> {
             prompt_tokens: self.prompt_tokens,
             timings: self.timings,
         };
-        (completion, self.blocks)
+        Event::Finished { id: self.id, completion }
     }
 }

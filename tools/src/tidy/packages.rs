@@ -15,7 +15,7 @@ const ORDER: [&[&str]; 7] = [
     &["engine-monk"],
     &["engine-server"],
     &["nightmonk"],
-    &["benches", "tools"],
+    &["benches", "tools", "synth"],
 ];
 
 /// Lints that are errors in every package: what keeps `unsafe` explained.

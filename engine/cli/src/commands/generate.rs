@@ -1,6 +1,6 @@
 //! `generate`: one prompt, its text as it comes, and one line of figures.
 
-use std::io::{Read, Write};
+use std::io::Read;
 
 use engine_core::sampler::SamplingParams;
 use engine_core::session::{Event, Request};
@@ -11,6 +11,7 @@ use crate::args::{Format, Generate, Sampling};
 use crate::failure::Failure;
 use crate::figures;
 use crate::model::{self, ModelText};
+use crate::output::print;
 use crate::progress::{Progress, Unit};
 
 pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
@@ -25,7 +26,6 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
     let mut prefill = Some(Progress::new("prompt", Unit::Tokens, tokens.len() as u64));
     engine.submit(Request { tokens, max_tokens, sampling, stop: arguments.stop.clone() })?;
 
-    let mut out = std::io::stdout();
     let mut events = Vec::new();
     loop {
         engine.step(&mut events);
@@ -39,8 +39,7 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
                 Event::Token { text, .. } => {
                     prefill = None;
                     if arguments.output.output == Format::Text {
-                        write!(out, "{text}")?;
-                        out.flush()?;
+                        print(text)?;
                     }
                 }
                 Event::Failed { error, .. } => return Err(error.into()),
@@ -48,7 +47,7 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
                     let bandwidth = figures::read_bandwidth(&mut engine);
                     let timings = &completion.timings;
                     match arguments.output.output {
-                        Format::Text => writeln!(out)?,
+                        Format::Text => print('\n')?,
                         Format::Json => {
                             let document = json!({
                                 "text": completion.text,
@@ -74,7 +73,7 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
                                     "fraction_of_bandwidth": timings.decode_bandwidth() / bandwidth,
                                 },
                             });
-                            writeln!(out, "{document}")?;
+                            print(format_args!("{document}\n"))?;
                         }
                     }
                     eprintln!("{}", figures::generation(timings, bandwidth));

@@ -5,6 +5,7 @@ use simd::Dtype;
 
 use crate::args::Import;
 use crate::failure::Failure;
+use crate::output::print;
 use crate::progress::{Progress, Unit};
 
 pub(crate) fn run(arguments: &Import) -> Result<(), Failure> {
@@ -28,6 +29,5 @@ pub(crate) fn run(arguments: &Import) -> Result<(), Failure> {
         }
     })?;
     drop(shown);
-    println!("{report}");
-    Ok(())
+    print(format_args!("{report}\n"))
 }

@@ -88,7 +88,8 @@ fn a_scaling_of_frequencies_that_lacks_a_number_is_named() {
 
 #[test]
 fn a_config_json_that_is_none_is_refused() {
-    let damages: [(&str, fn(&Folder)); 8] = [
+    type Damage = (&'static str, fn(&Folder));
+    let damages: [Damage; 8] = [
         ("missing", |f| f.remove("config.json")),
         ("empty", |f| f.write("config.json", "")),
         ("a list", |f| f.write("config.json", "[]")),

@@ -138,7 +138,7 @@ fn an_import_on_a_full_disk_leaves_nothing_half_done() {
     fs::write(&source, gguf()).unwrap();
     let Some(disk) = SmallDisk::mount(&folder.path().join("disk"), 256) else { return };
     let target = disk.path("model");
-    for room in [0, 4, 8, 16, 32, 40] {
+    for room in [0, 4, 40, 100] {
         let filler = disk.fill_up_to(256, room);
         let output = run(&["import", text(&source), "-o", text(&target)]);
         assert_refused(&format!("{room} KiB of room"), &output, 1, &[text(&folder.path().join("disk")), "space"]);

@@ -1,6 +1,8 @@
 //! `import`: a GGUF file becomes a model folder.
 
-use engine_core::import::{self, ImportOptions, Stage, import_gguf};
+use std::io;
+
+use engine_core::import::{self, ImportError, ImportOptions, Stage, import_gguf};
 use simd::Dtype;
 
 use crate::args::Import;
@@ -27,7 +29,9 @@ pub(crate) fn run(arguments: &Import) -> Result<(), Failure> {
         if let Some((_, progress)) = &mut shown {
             progress.set(at.done_bytes);
         }
-    })?;
+    });
+    let named = |error: ImportError| io::Error::other(format!("cannot import {}: {error}", arguments.file.display()));
+    let report = report.map_err(named)?;
     drop(shown);
     print(format_args!("{report}\n"))
 }

@@ -1,6 +1,6 @@
 //! A model folder as Hugging Face publishes it: config.json and shards of safetensors, mapped and checked.
 //!
-//! Nothing is trusted: the shard's header passes the strict layer of [`header`], and the tensors found must be exactly
+//! Nothing is trusted: the shard's header passes the strict layer of `header`, and the tensors found must be exactly
 //! those that config.json asks for, in name and shape. What comes out can be read without further checks.
 
 mod error;

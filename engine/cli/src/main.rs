@@ -4,11 +4,21 @@
 //! 3 refused by plan.
 #![forbid(unsafe_code)]
 
+/// As std's, but a standard error that is closed or on a full disk does not end a night's work: std's panics.
+macro_rules! eprintln {
+    ($($argument:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($argument)*);
+    }};
+}
+
 mod args;
 mod commands;
 mod failure;
 mod figures;
+mod internal_error;
 mod model;
+mod output;
 mod progress;
 
 use std::process::ExitCode;
@@ -18,6 +28,13 @@ use clap::Parser;
 use args::{Arguments, Command};
 
 fn main() -> ExitCode {
+    internal_error::guard(run).unwrap_or_else(|error| {
+        eprintln!("nightmonk: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run() -> ExitCode {
     let arguments = Arguments::parse_from(args::spelled_out(std::env::args_os()));
     let result = match arguments.command {
         Command::Generate(arguments) => commands::generate::run(&arguments),
@@ -31,7 +48,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("nightmonk: {failure}");
+            eprintln!("nightmonk: {}", output::printable(&failure.to_string()));
             failure.exit_code()
         }
     }

@@ -19,6 +19,10 @@ use crate::progress::{Progress, Unit};
 /// A context that nobody asked for is no larger than this: keys and values are allocated at the start.
 const DEFAULT_CTX_SIZE_MAX: usize = 8192;
 
+/// Beyond any machine and any night; sizes that are multiplied with these stay far below 2^64.
+const THREADS_MAX: usize = 4096;
+const WIDTH_MAX: usize = 65_536;
+
 /// What a model folder says about text.
 pub(crate) struct ModelText {
     pub(crate) tokenizer: Tokenizer,
@@ -51,11 +55,14 @@ pub(crate) fn plan_request(run: &Run, config: &ModelConfig, width: usize) -> Res
         let why = format!("`--ctx-size {ctx_size}` is beyond the {longest} positions that this model was made for");
         return Err(Failure::Usage(why));
     }
+    if width > WIDTH_MAX {
+        return Err(Failure::Usage(format!("`--width {width}`: at most {WIDTH_MAX} sequences run side by side")));
+    }
     Ok(PlanRequest {
         ctx_size,
         width,
+        logits: width,
         ubatch_size: run.ubatch_size.get().min(ctx_size),
-        logits_rows: width,
         threads: threads(run.threads)?.get(),
         kv_dtype: run.cache_type_k,
         load: run.load,
@@ -65,6 +72,9 @@ pub(crate) fn plan_request(run: &Run, config: &ModelConfig, width: usize) -> Res
 /// The threads asked for, or the physical cores that this process may use.
 pub(crate) fn threads(asked: Option<NonZeroUsize>) -> Result<NonZeroUsize, Failure> {
     match asked {
+        Some(threads) if threads.get() > THREADS_MAX => {
+            Err(Failure::Usage(format!("`--threads {threads}`: at most {THREADS_MAX} are started")))
+        }
         Some(threads) => Ok(threads),
         None => Ok(NonZeroUsize::new(Topology::discover()?.core_count()).unwrap_or(NonZeroUsize::MIN)),
     }
@@ -84,24 +94,21 @@ pub(crate) fn check_plan(
     Plan::fit(config, dtype_of, request, available).map_err(|refusal| Failure::Refused(refusal))
 }
 
-/// Which rows of a step have logits.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum WantedLogits {
-    OfLastRows,
-    OfEveryRow,
+/// Which rows of a step get logits.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum LogitRows {
+    /// The last one of each sequence.
+    Last,
+    /// All of a prompt.
+    All,
 }
 
 /// Opens a folder, plans, loads, and prints the run's first line.
-pub(crate) fn load(
-    folder: &Path,
-    run: &Run,
-    width: usize,
-    logits: WantedLogits,
-) -> Result<(Model, PlanRequest), Failure> {
+pub(crate) fn load(folder: &Path, run: &Run, width: usize, logits: LogitRows) -> Result<(Model, PlanRequest), Failure> {
     let checkpoint = Checkpoint::open(folder)?;
     let mut request = plan_request(run, checkpoint.config(), width)?;
-    if logits == WantedLogits::OfEveryRow {
-        request.logits_rows = request.ubatch_size;
+    if logits == LogitRows::All {
+        request.logits = request.ubatch_size;
     }
     let plan = check_plan(checkpoint.config(), |name| checkpoint.tensor(name).dtype, &request, None)?;
     let options = ModelOptions {
@@ -130,7 +137,7 @@ pub(crate) fn load(
 
 /// As [`load`], with text around it.
 pub(crate) fn engine<'t>(folder: &Path, run: &Run, width: usize, text: &'t ModelText) -> Result<Engine<'t>, Failure> {
-    let (model, request) = load(folder, run, width, WantedLogits::OfLastRows)?;
+    let (model, request) = load(folder, run, width, LogitRows::Last)?;
     let options = EngineOptions {
         threads: NonZeroUsize::new(request.threads).unwrap_or(NonZeroUsize::MIN),
         kv_dtype: request.kv_dtype,

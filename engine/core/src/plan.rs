@@ -17,8 +17,8 @@ pub struct PlanRequest {
     pub width: usize,
     /// Rows of prompts that a step takes.
     pub ubatch_size: usize,
-    /// Rows of a step whose logits are wanted.
-    pub logits_rows: usize,
+    /// Rows of a step that get logits.
+    pub logits: usize,
     /// Workers.
     pub threads: usize,
     /// Type of keys and values.
@@ -80,7 +80,10 @@ impl DoesNotFit {
         );
         match self.ctx_size_that_fits {
             Some(ctx_size) => format!("{needs}; `--ctx-size {ctx_size}` fits"),
-            None => format!("{needs}; no context fits: the weights alone are too large for this machine"),
+            None => format!(
+                "{needs}; no context fits beside the weights{}",
+                if *width > 1 { ", try `--width 1`" } else { "" }
+            ),
         }
     }
 }
@@ -154,14 +157,22 @@ impl Plan {
         if request.load == Load::Mapped {
             plan.mapped_bytes = plan.checkpoint_bytes;
         }
-        let kv = KvShape::new(config, request.kv_dtype, request.width * blocks_for(request.ctx_size));
-        plan.kv_bytes = kv.bytes() as u64;
-        plan.kv_bytes_per_token = kv.position_bytes() as u64;
-        let rows = request.ubatch_size + request.width;
-        plan.scratch_bytes =
-            WorkspaceShape::new(config, request.load, rows, request.logits_rows, request.threads).bytes() as u64;
-        plan.total_bytes = plan.weight_bytes + plan.kv_bytes + plan.scratch_bytes + plan.mapped_bytes;
+        plan.size_for(config, request, request.ctx_size);
         plan
+    }
+
+    /// Counts what depends on the context. Sums saturate: a run beyond 2^64 bytes fits nowhere.
+    fn size_for(&mut self, config: &ModelConfig, request: &PlanRequest, ctx_size: usize) {
+        let kv = KvShape::new(config, request.kv_dtype, 1);
+        let blocks = (request.width as u64).saturating_mul(blocks_for(ctx_size) as u64);
+        self.ctx_size = ctx_size;
+        self.kv_bytes = blocks.saturating_mul(kv.block_bytes() as u64);
+        self.kv_bytes_per_token = kv.position_bytes() as u64;
+        let rows = request.ubatch_size.min(ctx_size) + request.width;
+        let logits = request.logits.min(rows);
+        self.scratch_bytes = WorkspaceShape::new(config, request.load, rows, logits, request.threads).bytes() as u64;
+        let all = [self.weight_bytes, self.kv_bytes, self.scratch_bytes, self.mapped_bytes];
+        self.total_bytes = all.into_iter().fold(0, u64::saturating_add);
     }
 
     /// The plan, if it fits into `available_bytes`.
@@ -178,11 +189,21 @@ impl Plan {
         if plan.total_bytes <= available_bytes {
             return Ok(plan);
         }
-        // Only keys and values grow with the context, by whole blocks.
-        let rest = plan.total_bytes - plan.kv_bytes;
-        let block = KvShape::new(config, request.kv_dtype, request.width).bytes() as u64;
-        let blocks = available_bytes.saturating_sub(rest) / block;
-        let ctx_size_that_fits = (blocks > 0).then(|| blocks as usize * simd::attention::KV_BLOCK);
+        // Bytes never fall where the context grows: look for the last context that fits.
+        let fits = |ctx_size: usize| {
+            let mut smaller = plan.clone();
+            smaller.size_for(config, request, ctx_size);
+            smaller.total_bytes <= available_bytes
+        };
+        let (mut fitting, mut too_many) = (0, request.ctx_size);
+        while too_many - fitting > 1 {
+            let middle = fitting.midpoint(too_many);
+            if fits(middle) { fitting = middle } else { too_many = middle }
+        }
+        let ctx_size_that_fits = (fitting > 0).then_some(fitting);
         Err(Box::new(DoesNotFit { plan, available_bytes, ctx_size_that_fits }))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,7 +16,7 @@ use simd::Dtype;
 
 use crate::args::{Bench, Format};
 use crate::failure::Failure;
-use crate::model::{self, WantedLogits};
+use crate::model::{self, LogitRows};
 
 /// Beyond the last-level cache of most machines.
 const REGION_BYTES: usize = 2 << 30;
@@ -70,7 +70,7 @@ pub(crate) fn run(arguments: &Bench) -> Result<(), Failure> {
     let width = tests.iter().map(|test| test.width).max().unwrap_or(1);
     let start = Instant::now();
     let run = arguments.run.with_ctx_size(NonZeroUsize::new(ctx_size).unwrap_or(NonZeroUsize::MIN));
-    let (model, request) = model::load(&arguments.model, &run, width, WantedLogits::OfLastRows)?;
+    let (model, request) = model::load(&arguments.model, &run, width, LogitRows::Last)?;
     let threads = NonZeroUsize::new(request.threads).unwrap_or(NonZeroUsize::MIN);
     let mut pool = Pool::new(threads, Pinning::Pinned)?;
     let shape = KvShape::new(model.config(), request.kv_dtype, width * blocks_for(ctx_size));

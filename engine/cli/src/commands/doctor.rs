@@ -8,6 +8,7 @@ use simd::Isa;
 use crate::args::{Doctor, Format};
 use crate::failure::Failure;
 use crate::model;
+use crate::output::print;
 
 /// Beyond the last-level cache of most machines; less where memory is short.
 const REGION_BYTES: u64 = 2 << 30;
@@ -34,9 +35,8 @@ pub(crate) fn run(arguments: &Doctor) -> Result<(), Failure> {
         .collect();
     let limit = memory.cgroup.as_ref().map(|cgroup| cgroup.limit_bytes);
     match arguments.output.output {
-        Format::Json => println!(
-            "{}",
-            json!({
+        Format::Json => {
+            let document = json!({
                 "cpu": cpu,
                 "cores": topology.core_count(),
                 "isa": isas,
@@ -48,11 +48,13 @@ pub(crate) fn run(arguments: &Doctor) -> Result<(), Failure> {
                 "gpu": driver.to_string(),
                 "threads": threads,
                 "read_bandwidth": bandwidth,
-            })
-        ),
+            });
+            print(format_args!("{document}\n"))
+        }
         Format::Text => {
             let bytes = engine_core::plan::bytes;
-            let row = |name: &str, value: String| println!("{name:<16}{value}");
+            let mut table = String::new();
+            let mut row = |name: &str, value: String| table += &format!("{name:<16}{value}\n");
             row("cpu", format!("{cpu}, {} cores", topology.core_count()));
             row("isa", format!("{} (has {})", isa, isas.join(", ")));
             let limited = limit.map_or(String::new(), |limit| format!(", limited to {} by its cgroup", bytes(limit)));
@@ -64,9 +66,9 @@ pub(crate) fn run(arguments: &Doctor) -> Result<(), Failure> {
             }
             row("gpu", driver.to_string());
             row("read bandwidth", format!("{:.1} GB/s with {threads} threads", bandwidth / 1e9));
+            print(table)
         }
     }
-    Ok(())
 }
 
 fn cpu_name() -> String {

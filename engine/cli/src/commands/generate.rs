@@ -1,6 +1,6 @@
 //! `generate`: one prompt, its text as it comes, and one line of figures.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::num::NonZeroUsize;
 
 use engine_core::config::ModelConfig;
@@ -13,6 +13,7 @@ use crate::args::{Format, Generate, Run, Sampling};
 use crate::failure::Failure;
 use crate::figures;
 use crate::model::{self, ModelText};
+use crate::output::print;
 use crate::progress::{Progress, Unit};
 
 pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
@@ -26,7 +27,6 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
     let mut prefill = Some(Progress::new("prompt", Unit::Tokens, tokens.len() as u64));
     engine.submit(Request { tokens, max_tokens, sampling, stop: arguments.stop.clone() })?;
 
-    let mut out = std::io::stdout();
     let mut events = Vec::new();
     loop {
         engine.step(&mut events);
@@ -40,8 +40,7 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
                 Event::Token { text, .. } => {
                     prefill = None;
                     if arguments.output.output == Format::Text {
-                        write!(out, "{text}")?;
-                        out.flush()?;
+                        print(text)?;
                     }
                 }
                 Event::Failed { error, .. } => return Err(error.into()),
@@ -49,7 +48,7 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
                     let bandwidth = figures::read_bandwidth(&mut engine);
                     let timings = &completion.timings;
                     match arguments.output.output {
-                        Format::Text => writeln!(out)?,
+                        Format::Text => print('\n')?,
                         Format::Json => {
                             let document = json!({
                                 "text": completion.text,
@@ -75,7 +74,7 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
                                     "fraction_of_bandwidth": timings.decode_bandwidth() / bandwidth,
                                 },
                             });
-                            writeln!(out, "{document}")?;
+                            print(format_args!("{document}\n"))?;
                         }
                     }
                     eprintln!("{}", figures::generation(timings, bandwidth));

@@ -1,10 +1,13 @@
 //! `import`: a GGUF file becomes a model folder.
 
-use engine_core::import::{self, ImportOptions, Stage, import_gguf};
+use std::io;
+
+use engine_core::import::{self, ImportError, ImportOptions, Stage, import_gguf};
 use simd::Dtype;
 
 use crate::args::Import;
 use crate::failure::Failure;
+use crate::output::print;
 use crate::progress::{Progress, Unit};
 
 pub(crate) fn run(arguments: &Import) -> Result<(), Failure> {
@@ -26,8 +29,9 @@ pub(crate) fn run(arguments: &Import) -> Result<(), Failure> {
         if let Some((_, progress)) = &mut shown {
             progress.set(at.done_bytes);
         }
-    })?;
+    });
+    let named = |error: ImportError| io::Error::other(format!("cannot import {}: {error}", arguments.file.display()));
+    let report = report.map_err(named)?;
     drop(shown);
-    println!("{report}");
-    Ok(())
+    print(format_args!("{report}\n"))
 }

@@ -1,6 +1,7 @@
 //! `logits`: token ids in, float32 logits out, and with `--router` the chosen experts.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::num::NonZeroUsize;
 
 use engine_core::model::Observer;
@@ -10,7 +11,7 @@ use numa::{Pinning, Pool};
 use super::npy;
 use crate::args::Logits;
 use crate::failure::Failure;
-use crate::model::{self, WantedLogits};
+use crate::model::{self, LogitRows};
 use crate::progress::{Progress, Unit};
 
 const TOKENS_BYTES_MAX: u64 = 64 << 20;
@@ -27,7 +28,7 @@ impl Observer for Chosen {
 
 pub(crate) fn run(arguments: &Logits) -> Result<(), Failure> {
     let tokens = tokens(arguments)?;
-    let (model, request) = model::load(&arguments.model, &arguments.run, 1, WantedLogits::OfEveryRow)?;
+    let (model, request) = model::load(&arguments.model, &arguments.run, 1, LogitRows::All)?;
     let config = model.config();
     if let Some(token) = tokens.iter().find(|token| **token as usize >= config.vocab_size) {
         return Err(Failure::Usage(format!("token {token} is not in the vocabulary of {}", config.vocab_size)));
@@ -73,11 +74,13 @@ pub(crate) fn run(arguments: &Logits) -> Result<(), Failure> {
 fn tokens(arguments: &Logits) -> Result<Vec<u32>, Failure> {
     let path = &arguments.tokens;
     let usage = |why: String| Failure::Usage(format!("{}: {why}", path.display()));
-    let bytes = std::fs::metadata(path).map_err(|error| usage(error.to_string()))?.len();
-    if bytes > TOKENS_BYTES_MAX {
-        return Err(usage(format!("it has {bytes} bytes; at most {TOKENS_BYTES_MAX} are read")));
+    let mut text = Vec::new();
+    // Not the length in the metadata: that is 0 for a pipe or a device.
+    let file = File::open(path).map_err(|error| usage(error.to_string()))?;
+    file.take(TOKENS_BYTES_MAX + 1).read_to_end(&mut text).map_err(|error| usage(error.to_string()))?;
+    if text.len() as u64 > TOKENS_BYTES_MAX {
+        return Err(usage(format!("it has more than the {TOKENS_BYTES_MAX} bytes that are read")));
     }
-    let text = std::fs::read(path).map_err(|error| usage(error.to_string()))?;
     let tokens: Vec<u32> = serde_json::from_slice(&text)
         .map_err(|error| usage(format!("it is not a JSON list of token ids like [1, 2, 3]: {error}")))?;
     if tokens.is_empty() { Err(usage("the list is empty".into())) } else { Ok(tokens) }

@@ -11,6 +11,7 @@ use crate::args::{self, NightCommand, NightRun};
 use crate::failure::Failure;
 use crate::figures;
 use crate::model::{self, ModelText};
+use crate::output::print;
 use crate::progress::{Progress, Unit};
 
 pub(crate) fn run(arguments: &args::Night) -> Result<(), Failure> {
@@ -92,6 +93,5 @@ fn work(night: &mut Night, arguments: &NightRun) -> Result<(), Failure> {
         "{} steps, {} of them done before this run; {} answers were cut at their limit",
         report.steps, report.reused, report.cut
     );
-    println!("{}", report.path.display());
-    Ok(())
+    print(format_args!("{}\n", report.path.display()))
 }

@@ -8,6 +8,7 @@ use simd::Dtype;
 use crate::args::{self, Format};
 use crate::failure::Failure;
 use crate::model;
+use crate::output::print;
 
 pub(crate) fn run(arguments: &args::Plan) -> Result<(), Failure> {
     let width = arguments.width.get();
@@ -27,25 +28,27 @@ pub(crate) fn run(arguments: &args::Plan) -> Result<(), Failure> {
         model::check_plan(&config, |_| dtype, &request, arguments.ram)?
     };
     match arguments.output.output {
-        Format::Json => println!("{}", serde_json::to_string(&plan)?),
-        Format::Text => show(&plan),
+        Format::Json => print(format_args!("{}\n", serde_json::to_string(&plan)?)),
+        Format::Text => print(table(&plan)),
     }
-    Ok(())
 }
 
 fn has_weights(folder: &std::path::Path) -> bool {
     ["model.safetensors", "model.safetensors.index.json"].iter().any(|file| folder.join(file).exists())
 }
 
-fn show(plan: &Plan) {
-    let row = |name: &str, amount: u64, what: &str| println!("{name:<18}{:>14}  {what}", bytes(amount));
-    println!("{:<18}{:>14.2}  billion", "parameters", plan.parameters as f64 / 1e9);
-    row("checkpoint", plan.checkpoint_bytes, "tensors as published");
-    row("weights", plan.weight_bytes, "in memory of their own");
-    row("mapped", plan.mapped_bytes, "of the checkpoint, in the page cache");
+fn table(plan: &Plan) -> String {
+    let row = |name: &str, amount: u64, what: &str| format!("{name:<18}{:>14}  {what}\n", bytes(amount));
     let tokens = format!("for {} x {} tokens, {} a token", plan.width, plan.ctx_size, bytes(plan.kv_bytes_per_token));
-    row("keys and values", plan.kv_bytes, &tokens);
-    row("scratch", plan.scratch_bytes, "buffers of a step");
-    row("total", plan.total_bytes, "");
-    row("a token reads", plan.bytes_per_token, "of weights");
+    [
+        format!("{:<18}{:>14.2}  billion\n", "parameters", plan.parameters as f64 / 1e9),
+        row("checkpoint", plan.checkpoint_bytes, "tensors as published"),
+        row("weights", plan.weight_bytes, "in memory of their own"),
+        row("mapped", plan.mapped_bytes, "of the checkpoint, in the page cache"),
+        row("keys and values", plan.kv_bytes, &tokens),
+        row("scratch", plan.scratch_bytes, "buffers of a step"),
+        row("total", plan.total_bytes, ""),
+        row("a token reads", plan.bytes_per_token, "of weights"),
+    ]
+    .concat()
 }

@@ -14,7 +14,7 @@ pub enum CheckpointError {
         "{folder} holds neither model.safetensors nor model.safetensors.index.json; `nightmonk import` makes such a folder from a GGUF file"
     )]
     NoWeights { folder: PathBuf },
-    #[error("cannot open {path}: {source}")]
+    #[error("cannot open {path}: {source}; a model folder holds config.json and every shard that its index names")]
     Open { path: PathBuf, source: std::io::Error },
     #[error("{path} is damaged: {why}; fetch the file again")]
     Index { path: PathBuf, why: String },

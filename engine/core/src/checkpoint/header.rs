@@ -2,7 +2,8 @@
 //!
 //! The crate is laxer than the format's own rules: it takes a header that begins with spaces, duplicate keys (the last
 //! one wins), any rank, any name, unaligned tensors. Each of those has been used to make two readers see two different
-//! models in one file, so they are refused here; layout (holes, overlaps, overflow, size) is checked by the crate.
+//! models in one file, so they are refused here. Holes, overlaps and sizes are checked by the crate, once it is certain
+//! that every tensor ends within the file: it adds these numbers without asking whether the sum fits 64 bits.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -44,15 +45,21 @@ pub(super) fn read(path: &Path, file: &[u8]) -> Result<Vec<(String, TensorInfo)>
     if header.first() != Some(&b'{') {
         return Err(damaged("its header does not begin with `{`".into()));
     }
-    check_keys(header).map_err(|error| damaged(format!("its header is not valid: {error}")))?;
+    let data = 8 + size;
+    let invalid = |error: String| damaged(format!("its header is not valid: {}", printable(&error)));
+    let entries = entries(header).map_err(|error| invalid(error.to_string()))?;
+    if let Some((name, why)) = check_extents(&entries, file.len() - data) {
+        return Err(CheckpointError::Tensor { path: path.into(), tensor: printable(name), why });
+    }
     let (_, metadata) = SafeTensors::read_metadata(file).map_err(|error| match error {
         SafeTensorError::MetadataIncompleteBuffer => {
-            damaged(format!("its {} bytes are not what its header describes: it was cut short or changed", file.len()))
+            damaged(format!("its {} bytes are more than its header describes", file.len()))
         }
-        error => damaged(format!("its header is not valid: {error}")),
+        error => invalid(error.to_string()),
     })?;
-    let data = 8 + size;
-    let tensors = metadata.tensors();
+    let mut tensors: Vec<_> = metadata.tensors().into_iter().collect();
+    // In the order of the data: the same damage is always reported by the same name.
+    tensors.sort_by_key(|(_, info)| info.data_offsets);
     if tensors.len() > TENSORS_MAX {
         return Err(damaged(format!("it holds {} tensors; at most {TENSORS_MAX} are allowed", tensors.len())));
     }
@@ -64,9 +71,6 @@ pub(super) fn read(path: &Path, file: &[u8]) -> Result<Vec<(String, TensorInfo)>
                 return Err(damaged(format!(
                     "has a name that is not 1 to {NAME_BYTES_MAX} printable ASCII characters"
                 )));
-            }
-            if info.shape.len() > RANK_MAX {
-                return Err(damaged(format!("has {} dimensions; at most {RANK_MAX} are allowed", info.shape.len())));
             }
             if let Some(bad) = info.shape.iter().find(|size| !(1..=DIMENSION_MAX).contains(*size)) {
                 return Err(damaged(format!("has a dimension of {bad}; allowed are 1 to {DIMENSION_MAX}")));
@@ -91,28 +95,66 @@ pub(super) fn read(path: &Path, file: &[u8]) -> Result<Vec<(String, TensorInfo)>
         .collect()
 }
 
-fn printable(name: &str) -> String {
-    name.chars().take(NAME_BYTES_MAX).flat_map(char::escape_default).collect()
+/// A name, or words about one, as an error may show them: short, and without characters that act on a terminal.
+pub(super) fn printable(text: &str) -> String {
+    let mut shown = String::new();
+    for c in text.chars().take(NAME_BYTES_MAX) {
+        match c {
+            ' '..='~' => shown.push(c),
+            c => shown.extend(c.escape_default()),
+        }
+    }
+    shown
 }
 
-/// Refuses duplicate keys, which JSON parsers resolve silently and differently.
-fn check_keys(header: &[u8]) -> Result<(), serde_json::Error> {
+/// The names and entries of a header. Refuses duplicate keys, which JSON parsers resolve silently and differently.
+fn entries(header: &[u8]) -> Result<Vec<(String, safetensors::tensor::TensorInfo)>, serde_json::Error> {
     struct UniqueKeys;
     impl<'de> Visitor<'de> for UniqueKeys {
-        type Value = ();
+        type Value = Vec<(String, safetensors::tensor::TensorInfo)>;
         fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
             f.write_str("an object with unique keys")
         }
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
             let mut seen = HashSet::new();
+            let mut entries = Vec::new();
             while let Some(key) = map.next_key::<String>()? {
-                map.next_value::<IgnoredAny>()?;
+                if key == "__metadata__" {
+                    map.next_value::<IgnoredAny>()?;
+                } else {
+                    entries.push((key.clone(), map.next_value()?));
+                }
                 if let Some(twice) = seen.replace(key) {
                     return Err(serde::de::Error::custom(format!("key `{}` appears twice", printable(&twice))));
                 }
             }
-            Ok(())
+            Ok(entries)
         }
     }
     serde_json::Deserializer::from_slice(header).deserialize_map(UniqueKeys)
+}
+
+/// The first tensor, in the order of the data, whose shape or place cannot be true, and why.
+fn check_extents(entries: &[(String, safetensors::tensor::TensorInfo)], data_bytes: usize) -> Option<(&str, String)> {
+    let wrong = |info: &safetensors::tensor::TensorInfo| {
+        let (start, end) = info.data_offsets;
+        if info.shape.len() > RANK_MAX {
+            return Some(format!("has {} dimensions; at most {RANK_MAX} are allowed", info.shape.len()));
+        }
+        if end > data_bytes {
+            let why = "it was cut short or changed";
+            return Some(format!("should end {end} bytes after the header, but the file has only {data_bytes}: {why}"));
+        }
+        let values = info.shape.iter().try_fold(1usize, |product, size| product.checked_mul(*size));
+        let bits = values.and_then(|values| values.checked_mul(info.dtype.bitsize()));
+        match end.checked_sub(start) {
+            Some(bytes) if bytes.checked_mul(8) == bits => None,
+            _ => Some(format!(
+                "has shape {:?} and type {:?}, which do not take the bytes {start} to {end}",
+                info.shape, info.dtype
+            )),
+        }
+    };
+    let wrong = entries.iter().filter_map(|(name, info)| Some((info.data_offsets, name, wrong(info)?)));
+    wrong.min_by_key(|(offsets, ..)| *offsets).map(|(_, name, why)| (name.as_str(), why))
 }

@@ -16,13 +16,22 @@ impl MappedFile {
     /// # Errors
     /// Those of opening and mapping; `InvalidInput` if it is not a regular file.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        if !file.metadata()?.is_file() {
+        // Asked before the file is opened: opening a pipe waits for somebody to write.
+        if !std::fs::metadata(path)?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
         }
+        let file = File::open(path)?;
         // SAFETY: the map is private to this process and read-only; weights are not changed while a model is open, which
         // is the contract of a model folder. A file that is cut short meanwhile ends the process with SIGBUS.
         Ok(Self(unsafe { Mmap::map(&file)? }))
+    }
+
+    /// Bytes without a file.
+    #[cfg(test)]
+    pub(super) fn anonymous(bytes: &[u8]) -> Self {
+        let mut map = memmap2::MmapMut::map_anon(bytes.len()).unwrap();
+        map.copy_from_slice(bytes);
+        Self(map.make_read_only().unwrap())
     }
 
     /// The file's bytes.

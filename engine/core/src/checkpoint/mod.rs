@@ -1,6 +1,6 @@
 //! A model folder as Hugging Face publishes it: config.json and shards of safetensors, mapped and checked.
 //!
-//! Nothing is trusted: the shard's header passes the strict layer of [`header`], and the tensors found must be exactly
+//! Nothing is trusted: the shard's header passes the strict layer of `header`, and the tensors found must be exactly
 //! those that config.json asks for, in name and shape. What comes out can be read without further checks.
 
 mod error;
@@ -63,7 +63,7 @@ const SMALL_FILES: [&str; 6] = [
 
 const INDEX_FILE: &str = "model.safetensors.index.json";
 const SINGLE_FILE: &str = "model.safetensors";
-const INDEX_BYTES_MAX: u64 = 256 << 20;
+const INDEX_BYTES_MAX: usize = 256 << 20;
 
 impl Checkpoint {
     /// Opens a folder: parses config.json, maps every shard, checks every header.
@@ -73,22 +73,35 @@ impl Checkpoint {
     pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
         let config = ModelConfig::from_file(&folder.join("config.json"))?;
         let (files, placed) = shard_files(folder)?;
-        let mut shards = Vec::with_capacity(files.len());
-        let mut tensors: HashMap<String, (usize, TensorInfo)> = HashMap::new();
-        for (index, file) in files.iter().enumerate() {
+        let open = |file: &String| {
             let path = folder.join(file);
-            let map = MappedFile::open(&path).map_err(|source| CheckpointError::Open { path: path.clone(), source })?;
-            for (name, info) in header::read(&path, map.bytes())? {
+            match MappedFile::open(&path) {
+                Ok(map) => Ok(Shard { path, map }),
+                Err(source) => Err(CheckpointError::Open { path, source }),
+            }
+        };
+        let shards = files.iter().map(open).collect::<Result<_, _>>()?;
+        Self::from_shards(folder, config, shards, &placed)
+    }
+
+    fn from_shards(
+        folder: &Path,
+        config: ModelConfig,
+        shards: Vec<Shard>,
+        placed: &BTreeMap<String, String>,
+    ) -> Result<Self, CheckpointError> {
+        let mut tensors: HashMap<String, (usize, TensorInfo)> = HashMap::new();
+        for (index, Shard { path, map }) in shards.iter().enumerate() {
+            for (name, info) in header::read(path, map.bytes())? {
                 if let Some((other, _)) = tensors.get(&name) {
-                    let other: &Shard = &shards[*other];
-                    return Err(CheckpointError::TwoShards { tensor: name, first: other.path.clone(), second: path });
+                    let (first, second) = (shards[*other].path.clone(), path.clone());
+                    return Err(CheckpointError::TwoShards { tensor: name, first, second });
                 }
                 tensors.insert(name, (index, info));
             }
-            shards.push(Shard { path, map });
         }
         let checkpoint = Self { folder: folder.into(), config, shards, tensors };
-        checkpoint.check_index(&placed)?;
+        checkpoint.check_index(placed)?;
         checkpoint.check_tensors()?;
         Ok(checkpoint)
     }
@@ -156,8 +169,8 @@ impl Checkpoint {
         };
         for name in SMALL_FILES {
             let path = self.folder.join(name);
-            match std::fs::read(&path) {
-                Ok(bytes) => add(name, &bytes),
+            match MappedFile::open(&path) {
+                Ok(map) => add(name, map.bytes()),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(source) => return Err(CheckpointError::Open { path, source }),
             }
@@ -173,7 +186,10 @@ impl Checkpoint {
         for (tensor, file) in placed {
             let found = self.tensors.get(tensor).map(|(shard, _)| &self.shards[*shard].path);
             if found != Some(&self.folder.join(file)) {
-                return Err(CheckpointError::NotInShard { tensor: tensor.clone(), shard: self.folder.join(file) });
+                return Err(CheckpointError::NotInShard {
+                    tensor: header::printable(tensor),
+                    shard: self.folder.join(file),
+                });
             }
         }
         Ok(())
@@ -224,22 +240,21 @@ fn shard_files(folder: &Path) -> Result<(Vec<String>, BTreeMap<String, String>),
         }
         return Err(CheckpointError::NoWeights { folder: folder.into() });
     }
-    let bytes = std::fs::metadata(&index)
-        .and_then(|facts| if facts.len() > INDEX_BYTES_MAX { Ok(None) } else { std::fs::read(&index).map(Some) })
-        .map_err(|source| CheckpointError::Open { path: index.clone(), source })?;
-    let Some(bytes) = bytes else {
+    let map = MappedFile::open(&index).map_err(|source| CheckpointError::Open { path: index.clone(), source })?;
+    if map.bytes().len() > INDEX_BYTES_MAX {
         return Err(CheckpointError::Index { path: index, why: format!("it is larger than {INDEX_BYTES_MAX} bytes") });
-    };
+    }
     #[derive(serde::Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let parsed: Index = serde_json::from_slice(&bytes)
-        .map_err(|error| CheckpointError::Index { path: index.clone(), why: error.to_string() })?;
+    let parsed: Index = serde_json::from_slice(map.bytes())
+        .map_err(|error| CheckpointError::Index { path: index.clone(), why: header::printable(&error.to_string()) })?;
     let mut files: Vec<String> = parsed.weight_map.values().cloned().collect();
     files.sort();
     files.dedup();
     if let Some(bad) = files.iter().find(|file| !is_shard_name(file)) {
+        let bad = header::printable(bad);
         let why = format!("`{bad}` is not a shard's name: letters, digits, `.`, `_` and `-`, ending in .safetensors");
         return Err(CheckpointError::Index { path: index, why });
     }

@@ -9,6 +9,7 @@ mod fields;
 mod rope;
 mod tensors;
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 pub use family::Family;
@@ -117,12 +118,10 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// Larger than any config.json is.
-    #[error("{path} has {bytes} bytes; a config.json has at most {limit}")]
+    #[error("{path} has more than {limit} bytes, which no config.json has")]
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// Its size.
-        bytes: u64,
         /// The limit.
         limit: u64,
     },
@@ -157,6 +156,8 @@ pub enum ConfigError {
 }
 
 const CONFIG_BYTES_MAX: u64 = 4 << 20;
+/// Experts of all layers together; Kimi K2 has 23,040. A config.json of a few bytes must not ask for gigabytes of names.
+const EXPERTS_MAX: usize = 1 << 17;
 
 impl ModelConfig {
     /// Reads `config.json`.
@@ -165,11 +166,14 @@ impl ModelConfig {
     /// [`ConfigError`] names the file, the field and what is allowed.
     pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
         let read = |source| ConfigError::Read { path: path.into(), source };
-        let bytes = std::fs::metadata(path).map_err(read)?.len();
-        if bytes > CONFIG_BYTES_MAX {
-            return Err(ConfigError::TooLarge { path: path.into(), bytes, limit: CONFIG_BYTES_MAX });
+        let mut json = Vec::new();
+        // Not the length in the metadata: that is 0 for a pipe or a device, and can change.
+        let file = std::fs::File::open(path).map_err(read)?;
+        file.take(CONFIG_BYTES_MAX + 1).read_to_end(&mut json).map_err(read)?;
+        if json.len() as u64 > CONFIG_BYTES_MAX {
+            return Err(ConfigError::TooLarge { path: path.into(), limit: CONFIG_BYTES_MAX });
         }
-        Self::from_json(path, &std::fs::read(path).map_err(read)?)
+        Self::from_json(path, &json)
     }
 
     /// Parses the text of a config.json; `path` is for messages.
@@ -212,6 +216,9 @@ impl ModelConfig {
             ));
         }
         let rms_norm_eps = root.number_of(&["rms_norm_eps", "layernorm_epsilon", "norm_eps"], 1e-6)?;
+        if !(rms_norm_eps as f32).is_normal() {
+            return Err(root.wrong("rms_norm_eps", format!("is {rms_norm_eps}, which float32 cannot hold")));
+        }
         let max_position_embeddings = root.size("max_position_embeddings", 1..=1 << 24)?;
         let explicit_bias = root.optional_flag("attention_bias")?.unwrap_or(false);
         let attention_bias = match (family.attention_bias, explicit_bias) {
@@ -305,6 +312,10 @@ fn mlps(root: &Fields, rule: MlpRule, num_layers: usize) -> Result<Vec<Mlp>, Con
     let dense = || Ok(Mlp::Dense { intermediate_size: root.size("intermediate_size", 1..=1 << 20)? });
     let sparse = |moe_intermediate_size: usize, norm_topk_prob: bool| {
         let num_experts = root.size_of(&["num_experts", "num_local_experts", "n_routed_experts"], 1..=4096)?;
+        if num_experts * num_layers > EXPERTS_MAX {
+            let why = format!("is {num_experts} in {num_layers} layers; at most {EXPERTS_MAX} experts are allowed");
+            return Err(root.wrong("num_experts", why));
+        }
         let spellings = ["num_experts_per_tok", "experts_per_token", "num_experts_per_token", "top_k_experts"];
         let num_experts_per_tok = root.size_of(&spellings, 1..=num_experts)?;
         Ok(Mlp::Sparse(Sparse { num_experts, num_experts_per_tok, moe_intermediate_size, norm_topk_prob }))
@@ -317,6 +328,11 @@ fn mlps(root: &Fields, rule: MlpRule, num_layers: usize) -> Result<Vec<Mlp>, Con
         MlpRule::QwenMoe => {
             let step = root.optional_size("decoder_sparse_step", 1..=512)?.unwrap_or(1);
             let dense_layers = root.optional_list("mlp_only_layers")?.unwrap_or_default();
+            let is_layer = |entry: &serde_json::Value| entry.as_u64().is_some_and(|layer| layer < 512);
+            if dense_layers.len() > num_layers || !dense_layers.iter().all(is_layer) {
+                let why = format!("must be a list of at most {num_layers} layers' numbers");
+                return Err(root.wrong("mlp_only_layers", why));
+            }
             let normed = root.optional_flag("norm_topk_prob")?.unwrap_or(false);
             (0..num_layers)
                 .map(|layer| {

@@ -77,7 +77,13 @@ impl Rope {
             Some(fields) => RopeScaling::parse(fields, max_positions)?,
             None => RopeScaling::None,
         };
-        Ok(Self { theta, rotary_dim, scaling })
+        let rope = Self { theta, rotary_dim, scaling };
+        let finite = |x: &f32| x.is_finite();
+        if !rope.inv_freq().iter().all(finite) || !finite(&rope.attention_factor()) {
+            let why = format!("is {theta}; with the scaling of this file it makes angles that are not finite");
+            return Err(root.wrong("rope_theta", why));
+        }
+        Ok(rope)
     }
 
     /// Angle per position of each rotating pair, `[rotary_dim / 2]`.

@@ -108,7 +108,7 @@ pub enum ImportError {
         folder: PathBuf,
     },
     /// Not enough space.
-    #[error("{}: {needed} bytes are needed, but {} are free", folder.display(), available.map_or("fewer".to_owned(), |bytes| bytes.to_string()))]
+    #[error("{}: {needed} bytes are needed, but {} are free; make space or choose another folder", folder.display(), available.map_or("fewer".to_owned(), |bytes| bytes.to_string()))]
     NoSpace {
         /// Where the folder is to be.
         folder: PathBuf,

@@ -226,6 +226,48 @@ impl Workspace {
         Self { crew: Crew { pool, workers, cuts: Vec::new(), bytes_read: 0 }, buffers, max_rows }
     }
 
+    /// Bytes of the buffers as they lie in memory, each asked for its own length; the kernels' scratch knows its bytes.
+    #[cfg(test)]
+    pub(crate) fn allocated_bytes(&self, shape: &WorkspaceShape) -> usize {
+        fn of<T>(buffer: &Vec<T>) -> usize {
+            buffer.capacity() * size_of::<T>()
+        }
+        let panel = match shape.packs {
+            true => PanelScratch::bytes_for(Dtype::F32, shape.widest).unwrap(),
+            false => 0,
+        };
+        let worker = |Worker { panel: _, sums, up_sums, attend: _, query, part, state, visible }: &Worker| {
+            let scratch = panel + AttendScratch::bytes_for(shape.kernel_rows);
+            scratch + of(sums) + of(up_sums) + of(query) + of(part) + of(state) + of(visible)
+        };
+        let Buffers {
+            residual,
+            normed,
+            prepared: _,
+            identity,
+            cos,
+            sin,
+            qkv,
+            attended,
+            tiles,
+            activated,
+            router_logits,
+            probabilities,
+            experts,
+            expert_weights,
+            assignments,
+            expert_out,
+            logits,
+        } = &self.buffers;
+        let floats = [residual, normed, cos, sin, qkv, attended, activated, router_logits, probabilities];
+        let floats = floats.into_iter().chain([expert_weights, expert_out, logits]).map(of).sum::<usize>();
+        let Assignments { rows, of_choice, experts: with_rows, groups } = assignments;
+        let whole = of(identity) + of(experts) + of(rows) + of(of_choice);
+        let ranges = of(tiles) + of(with_rows) + of(groups);
+        let prepared = Rows::bytes_for(shape.assignments(), shape.widest);
+        self.crew.workers.iter().map(worker).sum::<usize>() + floats + whole + ranges + prepared
+    }
+
     /// Most rows that a step may have.
     pub fn max_rows(&self) -> usize {
         self.max_rows

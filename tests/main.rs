@@ -2,5 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod golden;
+mod mixture;
 mod models;
 mod same_bits;
+mod smollm2;

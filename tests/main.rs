@@ -4,5 +4,7 @@
 mod golden;
 mod mixture;
 mod models;
+mod night;
 mod same_bits;
 mod smollm2;
+mod tiny_model;

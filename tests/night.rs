@@ -77,7 +77,7 @@ impl Desk {
             command.env_remove(name);
         }
         command.args(["night", "run"]).arg(self.path("job.toml")).arg("--model").arg(&self.model);
-        command.args(["--ctx-size", "1200"]).args(flags);
+        command.args(["--ctx-size", "800"]).args(flags);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
@@ -256,7 +256,7 @@ fn killed_at_twenty_moments_a_job_ends_with_the_undisturbed_report_and_does_no_s
 
 #[test]
 fn killed_while_it_writes_the_report_a_job_leaves_the_old_report_whole() {
-    let model = tiny_model("llama");
+    let model = tiny_model("qwen3_moe");
     let desk = Desk::bare(&model);
     fs::write(desk.notes().join("One.md"), "One note with text.\n").unwrap();
     // Empty notes are cited, too: they make a report that is longer than a pipe.
@@ -312,7 +312,7 @@ fn run(report: &str) -> &str {
 
 #[test]
 fn a_second_runner_of_a_job_is_refused_while_the_first_one_lives() {
-    let model = tiny_model("llama");
+    let model = tiny_model("qwen3_moe");
     let desk = Desk::new(&model);
     let (mut first, mut stderr) = spawn(desk.command(&[]));
     assert_eq!(read_steps(&mut stderr, 1), 1);
@@ -335,7 +335,7 @@ fn a_second_runner_of_a_job_is_refused_while_the_first_one_lives() {
 
 #[test]
 fn width_threads_chunks_and_mapped_weights_decide_no_byte_of_a_report() {
-    let model = tiny_model("mixtral");
+    let model = tiny_model("qwen3_moe");
     let desk = Desk::new(&model);
     let (want, _) = desk.run(&["--width", "1", "--threads", "1"]);
     let all = desk.store();
@@ -353,7 +353,7 @@ fn width_threads_chunks_and_mapped_weights_decide_no_byte_of_a_report() {
 
 #[test]
 fn a_job_that_is_done_does_nothing_and_its_report_cites_every_note() {
-    let model = tiny_model("llama");
+    let model = tiny_model("qwen3_moe");
     let desk = Desk::new(&model);
     let (report, _) = desk.run(&[]);
     for note in demo_notes() {
@@ -375,7 +375,7 @@ fn a_job_that_is_done_does_nothing_and_its_report_cites_every_note() {
 
 #[test]
 fn nothing_of_notes_and_answers_is_logged() {
-    let model = tiny_model("llama");
+    let model = tiny_model("qwen3_moe");
     let desk = Desk::new(&model);
     let (_, stderr) = desk.run(&[]);
     for note in demo_notes() {

@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, Mode, OFlags};
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, WaitOptions};
 use tempfile::TempDir;
 
 use crate::tiny_model::tiny_model;
@@ -169,21 +169,55 @@ fn is_step(line: &str) -> bool {
     line.starts_with("step ")
 }
 
-/// Lines of a child's standard error up to and with number `steps` of those that tell of a step.
-fn read_steps(stderr: &mut BufReader<ChildStderr>, steps: usize) -> usize {
-    let mut seen = 0;
-    let mut line = String::new();
-    while seen < steps && stderr.read_line(&mut line).unwrap() > 0 {
-        seen += usize::from(is_step(&line));
-        line.clear();
-    }
-    seen
+/// The program at work; it does not outlive the test.
+struct Running {
+    child: Child,
+    stderr: BufReader<ChildStderr>,
 }
 
-fn spawn(mut command: Command) -> (Child, BufReader<ChildStderr>) {
-    let mut child = command.spawn().unwrap();
-    let stderr = BufReader::new(child.stderr.take().unwrap());
-    (child, stderr)
+impl Running {
+    fn new(mut command: Command) -> Self {
+        let mut child = command.spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        Self { child, stderr }
+    }
+
+    /// Reads what it says until `steps` more steps are told, or to the end. Gives their number.
+    fn read_steps(&mut self, steps: usize) -> usize {
+        let mut seen = 0;
+        let mut line = String::new();
+        while seen < steps && self.stderr.read_line(&mut line).unwrap() > 0 {
+            seen += usize::from(is_step(&line));
+            line.clear();
+        }
+        seen
+    }
+
+    /// `kill -9`. Gives whether it was still at work.
+    fn kill(&mut self) -> bool {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap().signal() == Some(Signal::KILL.as_raw())
+    }
+
+    /// Stops it, and waits until it stands still.
+    fn pause(&self) {
+        let pid = Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, Signal::STOP).unwrap();
+        let (_, status) = rustix::process::waitpid(Some(pid), WaitOptions::UNTRACED).unwrap().unwrap();
+        assert!(status.stopped(), "{status:?}");
+    }
+
+    fn go_on(&self) {
+        rustix::process::kill_process(Pid::from_child(&self.child), Signal::CONT).unwrap();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail where it has ended, and that is the usual case.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// Numbers in [0, 1) from a seed.
@@ -228,13 +262,12 @@ fn killed_at_twenty_moments_a_job_ends_with_the_undisturbed_report_and_does_no_s
             // Neither decides a byte, so each run may choose.
             let width = ["1", "2", "4", "5"][(number() * 4.0) as usize];
             let threads = ["1", "2", "3"][(number() * 3.0) as usize];
-            let (mut child, mut stderr) = spawn(desk.command(&["--width", width, "--threads", threads]));
+            let mut running = Running::new(desk.command(&["--width", width, "--threads", threads]));
             let records = (*moment as usize).min(steps);
-            let mut seen = read_steps(&mut stderr, records.saturating_sub(before.records.len()));
+            let mut seen = running.read_steps(records.saturating_sub(before.records.len()));
             thread::sleep(step_time.mul_f64(moment - records as f64));
-            child.kill().unwrap();
-            hits += usize::from(child.wait().unwrap().signal() == Some(9));
-            seen += read_steps(&mut stderr, usize::MAX);
+            hits += usize::from(running.kill());
+            seen += running.read_steps(usize::MAX);
 
             let after = desk.store();
             after.assert_keeps(&before);
@@ -273,7 +306,7 @@ fn killed_while_it_writes_the_report_a_job_leaves_the_old_report_whole() {
     rustix::fs::mknodat(rustix::fs::CWD, &part, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
     let flags = OFlags::NONBLOCK.bits().try_into().unwrap();
     let mut pipe = fs::OpenOptions::new().read(true).custom_flags(flags).open(&part).unwrap();
-    let (mut child, mut stderr) = spawn(desk.command(&[]));
+    let mut running = Running::new(desk.command(&[]));
     let mut half = vec![0; 5000];
     let mut filled = 0;
     while filled < half.len() {
@@ -282,17 +315,16 @@ fn killed_while_it_writes_the_report_a_job_leaves_the_old_report_whole() {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => panic!("{error}"),
             // Nobody writes yet.
             Ok(_) | Err(_) => {
-                if child.try_wait().unwrap().is_some() {
+                if running.child.try_wait().unwrap().is_some() {
                     let mut said = String::new();
-                    stderr.read_to_string(&mut said).unwrap();
+                    running.stderr.read_to_string(&mut said).unwrap();
                     panic!("the program ended without writing to {}: {said}", part.display());
                 }
                 thread::sleep(Duration::from_millis(1));
             }
         }
     }
-    child.kill().unwrap();
-    assert_eq!(child.wait().unwrap().signal(), Some(9));
+    assert!(running.kill(), "the program had ended before");
     assert!(half.starts_with(b"# Another title\n"));
     assert!(desk.report().unwrap() == old, "the old report was touched");
 
@@ -314,10 +346,9 @@ fn run(report: &str) -> &str {
 fn a_second_runner_of_a_job_is_refused_while_the_first_one_lives() {
     let model = tiny_model("qwen3_moe");
     let desk = Desk::new(&model);
-    let (mut first, mut stderr) = spawn(desk.command(&[]));
-    assert_eq!(read_steps(&mut stderr, 1), 1);
-    let pid = Pid::from_child(&first);
-    rustix::process::kill_process(pid, Signal::STOP).unwrap();
+    let mut first = Running::new(desk.command(&[]));
+    assert_eq!(first.read_steps(1), 1);
+    first.pause();
     let before = desk.store();
 
     let second = desk.command(&[]).output().unwrap();
@@ -326,9 +357,9 @@ fn a_second_runner_of_a_job_is_refused_while_the_first_one_lives() {
     assert!(said.contains("running already") && said.contains(".nightmonk"), "{said}");
     assert!(desk.store() == before, "the second runner changed the store");
 
-    rustix::process::kill_process(pid, Signal::CONT).unwrap();
-    read_steps(&mut stderr, usize::MAX);
-    assert!(first.wait().unwrap().success());
+    first.go_on();
+    first.read_steps(usize::MAX);
+    assert!(first.child.wait().unwrap().success());
     let report = desk.report().unwrap();
     assert!(report == Desk::new(&model).run(&[]).0);
 }

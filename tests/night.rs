@@ -237,7 +237,7 @@ fn numbers(seed: u64) -> impl FnMut() -> f64 {
 fn killed_at_twenty_moments_a_job_ends_with_the_undisturbed_report_and_does_no_step_twice() {
     const JOBS: usize = 5;
     const KILLS: usize = 20;
-    /// Moments after the last record (merging its text, writing the report) count as this many steps.
+    /// What comes after the last record (merging its text, writing the report) counts as this many steps.
     const END: usize = 3;
 
     let model = tiny_model("qwen3_moe");
@@ -249,23 +249,30 @@ fn killed_at_twenty_moments_a_job_ends_with_the_undisturbed_report_and_does_no_s
     let step_time = start.elapsed() / steps as u32;
     assert!(all.steps.keys().any(|(kind, round, _)| kind == "reduce" && *round > 1), "merging took one round only");
 
-    // A moment is a number of records, and a part of a step's time to wait when they are there: so moments spread over
-    // the whole job on a machine of any speed. One in each of twenty equal parts, dealt to the jobs in turn.
+    let timed = Desk::new(&model);
+    let mut running = Running::new(timed.command(&[]));
+    assert_eq!(running.read_steps(steps), steps);
+    let end = Instant::now();
+    assert!(running.child.wait().unwrap().success());
+    let end_time = end.elapsed();
+    assert!(timed.report().unwrap() == want);
+
+    // A moment is a number of records, and a part of a step's time to wait when they are there (or of the end's): so
+    // moments spread over the whole job on a machine of any speed.
     let mut number = numbers(7);
-    let moments: Vec<f64> =
-        (0..KILLS).map(|part| (part as f64 + number()) / KILLS as f64 * (steps + END) as f64).collect();
-    let mut hits = 0;
-    for first in 0..JOBS {
+    let disturb = |moments: &[f64], choice: f64| {
         let desk = Desk::new(&model);
         let mut before = Store { records: Records::new(), steps: Steps::new() };
-        for moment in moments.iter().skip(first).step_by(JOBS) {
+        let mut hits = 0;
+        for (run, moment) in moments.iter().enumerate() {
             // Neither decides a byte, so each run may choose.
-            let width = ["1", "2", "4", "5"][(number() * 4.0) as usize];
-            let threads = ["1", "2", "3"][(number() * 3.0) as usize];
+            let choice = (choice * 12.0) as usize + run;
+            let (width, threads) = (["1", "2", "4", "5"][choice % 4], ["1", "2", "3"][choice % 3]);
             let mut running = Running::new(desk.command(&["--width", width, "--threads", threads]));
             let records = (*moment as usize).min(steps);
             let mut seen = running.read_steps(records.saturating_sub(before.records.len()));
-            thread::sleep(step_time.mul_f64(moment - records as f64));
+            let part = moment - records as f64;
+            thread::sleep(if records < steps { step_time.mul_f64(part) } else { end_time.mul_f64(part / END as f64) });
             hits += usize::from(running.kill());
             seen += running.read_steps(usize::MAX);
 
@@ -283,8 +290,21 @@ fn killed_at_twenty_moments_a_job_ends_with_the_undisturbed_report_and_does_no_s
         after.assert_keeps(&before);
         assert_eq!(stderr.lines().filter(|line| is_step(line)).count(), steps - before.records.len());
         assert_eq!(after.answers(), all.answers());
+        hits
+    };
+
+    // One moment in each of twenty equal parts, dealt to the jobs in turn.
+    let moments: Vec<f64> =
+        (0..KILLS).map(|part| (part as f64 + number()) / KILLS as f64 * (steps + END) as f64).collect();
+    let dealt = (0..JOBS).map(|first| moments.iter().skip(first).step_by(JOBS).copied().collect::<Vec<_>>());
+    let mut hits: usize = dealt.map(|moments| disturb(&moments, number())).sum();
+    // A kill may come too late on a busy machine; as many others take its place, each at once behind a record.
+    for _ in 0..KILLS {
+        if hits < KILLS {
+            hits += disturb(&[(number() * (steps - 2) as f64).floor()], number());
+        }
     }
-    assert!(hits >= KILLS * 3 / 4, "only {hits} of {KILLS} kills found the program at work");
+    assert!(hits >= KILLS, "only {hits} kills found the program at work");
 }
 
 #[test]

@@ -3,6 +3,9 @@
 
 mod damaged;
 mod golden;
+mod mixture;
 mod models;
+mod night;
 mod same_bits;
+mod smollm2;
 mod tiny_model;

@@ -100,5 +100,5 @@ fn the_demonstration_is_a_job_and_cites_its_twelve_notes() {
     let cited = report_text(folder.path()).lines().filter(|line| line.starts_with("### [[")).count();
     assert_eq!(cited, 12);
     let merging = fake.asked.last().unwrap();
-    assert!(merging.contains("[[09 Дежурство]]:\nw") && merging.contains("cannot both be true"), "{merging}");
+    assert!(merging.contains("[[09 Дежурство]]:\nw") && merging.contains("contradict each other"), "{merging}");
 }

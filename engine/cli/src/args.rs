@@ -41,7 +41,14 @@ pub(crate) struct Generate {
     #[arg(short, long, env = "NIGHTMONK_MODEL", value_name = "DIR")]
     pub(crate) model: PathBuf,
     /// Prompt
-    #[arg(short, long, value_name = "TEXT", required_unless_present = "file", conflicts_with = "file")]
+    #[arg(
+        short,
+        long,
+        value_name = "TEXT",
+        required_unless_present = "file",
+        conflicts_with = "file",
+        allow_hyphen_values = true
+    )]
     pub(crate) prompt: Option<String>,
     /// File with the prompt; `-` is standard input
     #[arg(short, long, value_name = "FILE")]
@@ -50,13 +57,13 @@ pub(crate) struct Generate {
     #[arg(long)]
     pub(crate) chat: bool,
     /// System message, with --chat
-    #[arg(long, value_name = "TEXT", requires = "chat")]
+    #[arg(long, value_name = "TEXT", requires = "chat", allow_hyphen_values = true)]
     pub(crate) system: Option<String>,
     /// Most tokens to generate; without it, until the model ends or the context is full
     #[arg(short = 'n', long = "predict", alias = "n-predict", env = "NIGHTMONK_PREDICT", value_name = "N")]
     pub(crate) predict: Option<usize>,
     /// Text that ends the generation; may be given several times
-    #[arg(short = 'r', long = "stop", alias = "reverse-prompt", value_name = "TEXT")]
+    #[arg(short = 'r', long = "stop", alias = "reverse-prompt", value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) stop: Vec<String>,
     #[command(flatten)]
     pub(crate) sampling: Sampling,
@@ -70,7 +77,7 @@ pub(crate) struct Generate {
 #[derive(Args)]
 pub(crate) struct Sampling {
     /// Temperature; 0 takes the most probable token
-    #[arg(long, env = "NIGHTMONK_TEMP", value_name = "T")]
+    #[arg(long, env = "NIGHTMONK_TEMP", value_name = "T", allow_negative_numbers = true)]
     pub(crate) temp: Option<f32>,
     /// Draw among this many most probable tokens; 0 is off
     #[arg(long, env = "NIGHTMONK_TOP_K", value_name = "K")]
@@ -180,8 +187,9 @@ pub(crate) struct NightRun {
     /// Job files
     #[arg(required = true, value_name = "JOB.toml")]
     pub(crate) jobs: Vec<PathBuf>,
-    /// Model folder, in place of the job's own
-    #[arg(short, long, env = "NIGHTMONK_MODEL", value_name = "DIR")]
+    /// Model folder, in place of the jobs' own. (No environment mirror: a variable set for other commands would quietly
+    /// give every job another model.)
+    #[arg(short, long, value_name = "DIR")]
     pub(crate) model: Option<PathBuf>,
     /// Sequences side by side
     #[arg(long, env = "NIGHTMONK_WIDTH", value_name = "N", default_value = "4")]

@@ -4,6 +4,8 @@ use std::error::Error;
 use std::fmt;
 use std::process::ExitCode;
 
+use engine_core::plan::DoesNotFit;
+
 /// Why a command did not do what it was asked.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -12,7 +14,7 @@ pub(crate) enum Failure {
     /// It was asked wrongly: exit code 2.
     Usage(String),
     /// It does not fit this machine: exit code 3.
-    Refused(Box<dyn Error>),
+    Refused(Box<DoesNotFit>),
 }
 
 impl Failure {
@@ -28,7 +30,8 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Self::Failed(error) | Self::Refused(error) => write!(f, "{error}"),
+            Self::Failed(error) => write!(f, "{error}"),
+            Self::Refused(refusal) => write!(f, "{refusal}"),
             Self::Usage(why) => write!(f, "{why} (`nightmonk help` lists commands and flags)"),
         }
     }

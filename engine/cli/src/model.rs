@@ -5,9 +5,9 @@ use std::path::Path;
 
 use engine_core::checkpoint::Checkpoint;
 use engine_core::config::ModelConfig;
-use engine_core::model::{Model, ModelOptions};
+use engine_core::model::{LoadError, Model, ModelOptions};
 use engine_core::plan::{Plan, PlanRequest};
-use engine_core::session::{Engine, EngineOptions};
+use engine_core::session::{Engine, EngineError, EngineOptions};
 use engine_core::text::{GenerationDefaults, TextError, Tokenizer};
 use numa::{MemoryFacts, Topology};
 use simd::{Dtype, Isa};
@@ -15,6 +15,11 @@ use simd::{Dtype, Isa};
 use crate::args::{Gpu, Run};
 use crate::failure::Failure;
 use crate::progress::{Progress, Unit};
+
+/// What a plan leaves to tokenizer, stacks, page tables and the rest of the machine: a plan that fits to the byte is
+/// killed for lack of memory in the middle of the night.
+const RESERVE_BYTES_MIN: u64 = 256 << 20;
+const RESERVE_FRACTION: u64 = 50;
 
 /// A context that nobody asked for is no larger than this: keys and values are allocated at the start.
 const DEFAULT_CTX_SIZE_MAX: usize = 8192;
@@ -36,6 +41,17 @@ impl ModelText {
         let defaults = GenerationDefaults::from_dir(folder)?;
         let eos = defaults.stop_token_ids(&tokenizer);
         Ok(Self { tokenizer, defaults, eos })
+    }
+}
+
+/// Says of a folder that is not there that it is not there, rather than what of it is missing.
+pub(crate) fn check_folder(folder: &Path) -> Result<(), Failure> {
+    match folder.is_dir() {
+        true => Ok(()),
+        false => Err(Failure::Usage(format!(
+            "{} is not a folder; a model is a folder with config.json, tokenizer.json and *.safetensors",
+            folder.display()
+        ))),
     }
 }
 
@@ -89,9 +105,12 @@ pub(crate) fn check_plan(
 ) -> Result<Plan, Failure> {
     let available = match ram {
         Some(bytes) => bytes,
-        None => MemoryFacts::discover()?.usable_ram(),
+        None => {
+            let usable = MemoryFacts::discover()?.usable_ram();
+            usable.saturating_sub(RESERVE_BYTES_MIN.max(usable / RESERVE_FRACTION))
+        }
     };
-    Plan::fit(config, dtype_of, request, available).map_err(|refusal| Failure::Refused(refusal))
+    Plan::fit(config, dtype_of, request, available).map_err(Failure::Refused)
 }
 
 /// Which rows of a step get logits.
@@ -103,47 +122,71 @@ pub(crate) enum LogitRows {
     All,
 }
 
-/// Opens a folder, plans, loads, and prints the run's first line.
-pub(crate) fn load(folder: &Path, run: &Run, width: usize, logits: LogitRows) -> Result<(Model, PlanRequest), Failure> {
-    let checkpoint = Checkpoint::open(folder)?;
-    let mut request = plan_request(run, checkpoint.config(), width)?;
-    if logits == LogitRows::All {
-        request.logits = request.ubatch_size;
-    }
-    let plan = check_plan(checkpoint.config(), |name| checkpoint.tensor(name).dtype, &request, None)?;
-    let options = ModelOptions {
-        isa: run.isa.unwrap_or_else(Isa::detect),
-        activations: run.activations,
-        load: run.load,
-        threads: request.threads,
-    };
-    let name = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned();
-    eprintln!(
-        "{name}: {:.2} billion parameters, isa {}, activations {}, keys and values {}, {} weights, {} threads, {} x {} tokens, {}",
-        plan.parameters as f64 / 1e9,
-        options.isa,
-        options.activations,
-        request.kv_dtype.name(),
-        options.load,
-        request.threads,
-        request.width,
-        request.ctx_size,
-        engine_core::plan::bytes(plan.total_bytes),
-    );
-    let mut progress = Progress::new("loading", Unit::Bytes, plan.checkpoint_bytes);
-    let model = Model::from_checkpoint(checkpoint, options, &mut |at| progress.set(at.done_bytes as u64))?;
-    Ok((model, request))
+/// A folder that is open and fits: all that can be wrong short of its weights was found.
+pub(crate) struct Opened {
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) request: PlanRequest,
+    pub(crate) options: ModelOptions,
+    plan: Plan,
 }
 
-/// As [`load`], with text around it.
-pub(crate) fn engine<'t>(folder: &Path, run: &Run, width: usize, text: &'t ModelText) -> Result<Engine<'t>, Failure> {
-    let (model, request) = load(folder, run, width, LogitRows::Last)?;
-    let options = EngineOptions {
-        threads: NonZeroUsize::new(request.threads).unwrap_or(NonZeroUsize::MIN),
-        kv_dtype: request.kv_dtype,
-        ctx_size: request.ctx_size,
-        width,
-        ubatch_size: request.ubatch_size,
-    };
-    Ok(Engine::new(model, &text.tokenizer, text.eos.clone(), options)?)
+impl Opened {
+    pub(crate) fn new(folder: &Path, run: &Run, width: usize, logits: LogitRows) -> Result<Self, Failure> {
+        let checkpoint = Checkpoint::open(folder)?;
+        let mut request = plan_request(run, checkpoint.config(), width)?;
+        if logits == LogitRows::All {
+            request.logits = request.ubatch_size;
+        }
+        let plan = check_plan(checkpoint.config(), |name| checkpoint.tensor(name).dtype, &request, None)?;
+        let options = ModelOptions {
+            isa: run.isa.unwrap_or_else(Isa::detect),
+            activations: run.activations,
+            load: run.load,
+            threads: request.threads,
+        };
+        Ok(Self { checkpoint, request, options, plan })
+    }
+
+    /// Loads the weights, after the run's first line.
+    pub(crate) fn load(self) -> Result<Model, LoadError> {
+        let Self { checkpoint, request, options, plan } = self;
+        let folder = checkpoint.folder();
+        let name = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned();
+        eprintln!(
+            "{name}: {:.2} billion parameters, isa {}, activations {}, keys and values {}, {} weights, {} threads, {} x {} tokens, {}",
+            plan.parameters as f64 / 1e9,
+            options.isa,
+            options.activations,
+            request.kv_dtype.name(),
+            options.load,
+            request.threads,
+            request.width,
+            request.ctx_size,
+            engine_core::plan::bytes(plan.total_bytes),
+        );
+        let mut progress = Progress::new("loading", Unit::Bytes, plan.checkpoint_bytes);
+        Model::from_checkpoint(checkpoint, options, &mut |at| progress.set(at.done_bytes as u64))
+    }
+
+    /// Loads the weights and starts an engine around them.
+    pub(crate) fn engine(self, text: &ModelText) -> Result<Engine<'_>, EngineFailure> {
+        let request = self.request;
+        let options = EngineOptions {
+            threads: NonZeroUsize::new(request.threads).unwrap_or(NonZeroUsize::MIN),
+            kv_dtype: request.kv_dtype,
+            ctx_size: request.ctx_size,
+            width: request.width,
+            ubatch_size: request.ubatch_size,
+        };
+        Ok(Engine::new(self.load()?, &text.tokenizer, text.eos.clone(), options)?)
+    }
+}
+
+/// Why there is no engine though the folder is open.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EngineFailure {
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Start(#[from] EngineError),
 }

@@ -1,8 +1,12 @@
 //! The engine as a night job's generator.
 
+use std::error::Error;
+
+use engine_core::model::ModelOptions;
 use engine_core::sampler::SamplingParams;
 use engine_core::session::{self, Engine, Event, Request, SequenceId};
-use engine_core::text::{ChatTemplate, Message, RenderOptions};
+use engine_core::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
+use simd::Dtype;
 
 use crate::generator::{Abort, Completion, FinishReason, GenerateError, Generator, Prompt, PromptRequest, Sampling};
 
@@ -10,31 +14,43 @@ use crate::generator::{Abort, Completion, FinishReason, GenerateError, Generator
 /// records of another one are not mixed with new ones.
 const NUMERICS: u32 = 1;
 
-/// An engine that answers chat prompts.
+/// What decides the bytes of an engine's answers, known before the engine is there.
+pub struct Settings<'t> {
+    /// Tokenizer of the model.
+    pub tokenizer: &'t Tokenizer,
+    /// Its chat template.
+    pub template: ChatTemplate,
+    /// Digest of the model folder.
+    pub digest: String,
+    /// How the engine will compute.
+    pub options: ModelOptions,
+    /// Type of keys and values.
+    pub kv_dtype: Dtype,
+    /// Positions of a sequence.
+    pub ctx_size: usize,
+}
+
+/// An engine that answers chat prompts. It is started when the first prompt comes, so a job of which every step is
+/// recorded loads no model.
 pub struct EngineGenerator<'t> {
-    engine: Engine<'t>,
-    template: ChatTemplate,
-    fingerprint: String,
+    settings: Settings<'t>,
+    start: Option<Start<'t>>,
+    engine: Option<Engine<'t>>,
     watch: Box<dyn FnMut(&Engine) + 't>,
 }
 
+/// Loads the model and starts the engine.
+pub type Start<'t> = Box<dyn FnOnce() -> Result<Engine<'t>, Box<dyn Error + Send + Sync>> + 't>;
+
 impl<'t> EngineGenerator<'t> {
-    /// Takes an engine and its model's chat template. `digest` is that of the model folder; `watch` sees the engine
-    /// after every step.
-    pub fn new(engine: Engine<'t>, template: ChatTemplate, digest: &str, watch: Box<dyn FnMut(&Engine) + 't>) -> Self {
-        let options = engine.model().options();
-        let fingerprint = format!(
-            "numerics {NUMERICS}, model {digest}, isa {}, activations {}, kv {}",
-            options.isa,
-            options.activations,
-            engine.options().kv_dtype.name()
-        );
-        Self { engine, template, fingerprint, watch }
+    /// `start` makes the engine that `settings` describe; `watch` sees it after every step.
+    pub fn new(settings: Settings<'t>, start: Start<'t>, watch: Box<dyn FnMut(&Engine) + 't>) -> Self {
+        Self { settings, start: Some(start), engine: None, watch }
     }
 
-    /// The engine.
-    pub fn engine(&mut self) -> &mut Engine<'t> {
-        &mut self.engine
+    /// The engine, if anything had to be generated.
+    pub fn engine(&mut self) -> Option<&mut Engine<'t>> {
+        self.engine.as_mut()
     }
 
     fn tokens(&self, prompt: &Prompt) -> Result<Vec<u32>, GenerateError> {
@@ -43,42 +59,44 @@ impl<'t> EngineGenerator<'t> {
         messages.push(Message::new("user", prompt.user.as_str()));
         // A note may quote control tokens; only the template may write them.
         let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
-        self.template.render_to_tokens(self.engine.tokenizer(), &messages, &options).map_err(failed)
+        self.settings.template.render_to_tokens(self.settings.tokenizer, &messages, &options).map_err(failed)
     }
 
-    fn submit(&mut self, request: &PromptRequest) -> Result<SequenceId, GenerateError> {
+    fn request(&self, request: &PromptRequest) -> Result<Request, GenerateError> {
         let Sampling { temperature, top_k, top_p, min_p } = request.sampling;
         let sampling = SamplingParams { temperature, top_k, top_p, min_p, seed: request.seed };
         let tokens = self.tokens(&request.prompt)?;
-        let request = Request { tokens, max_tokens: request.max_tokens, sampling, stop: Vec::new() };
-        self.engine.submit(request).map_err(failed)
+        Ok(Request { tokens, max_tokens: request.max_tokens, sampling, stop: Vec::new() })
     }
 
     fn run(
         &mut self,
+        engine: &mut Engine<'t>,
         requests: &[PromptRequest],
         finished: &mut dyn FnMut(usize, Completion) -> Result<(), Abort>,
     ) -> Result<(), GenerateError> {
-        let mut ids = Vec::with_capacity(requests.len());
+        let mut ids: Vec<SequenceId> = Vec::with_capacity(requests.len());
         let mut events = Vec::new();
+        let mut broken = None;
         loop {
             // One request waits at most: prompts are rendered when there is nearly room for them, so a night of
             // thousands of notes takes no more memory than one of ten.
-            while ids.len() < requests.len() && self.engine.waiting() == 0 {
-                ids.push(self.submit(&requests[ids.len()])?);
+            while broken.is_none() && ids.len() < requests.len() && engine.waiting() == 0 {
+                ids.push(engine.submit(self.request(&requests[ids.len()])?).map_err(failed)?);
             }
-            if self.engine.is_idle() {
-                return Ok(());
+            if engine.is_idle() {
+                return broken.map_or(Ok(()), Err);
             }
-            self.engine.step(&mut events);
-            (self.watch)(&self.engine);
+            engine.step(&mut events);
+            (self.watch)(engine);
             for event in events.drain(..) {
                 match event {
                     Event::Finished { id, completion } => {
                         let index = ids.iter().position(|known| *known == id).expect("only these requests run");
                         finished(index, completion.into()).map_err(|Abort| GenerateError::Aborted)?;
                     }
-                    Event::Failed { error, .. } => return Err(failed(error)),
+                    // Those beside it go on to their ends, and to their records.
+                    Event::Failed { error, .. } => broken = broken.or(Some(failed(error))),
                     Event::Prefill { .. } | Event::Token { .. } => {}
                 }
             }
@@ -88,11 +106,17 @@ impl<'t> EngineGenerator<'t> {
 
 impl Generator for EngineGenerator<'_> {
     fn fingerprint(&self) -> String {
-        self.fingerprint.clone()
+        let Settings { digest, options, kv_dtype, .. } = &self.settings;
+        format!(
+            "numerics {NUMERICS}, model {digest}, isa {}, activations {}, kv {}",
+            options.isa,
+            options.activations,
+            kv_dtype.name()
+        )
     }
 
     fn context_size(&self) -> usize {
-        self.engine.options().ctx_size
+        self.settings.ctx_size
     }
 
     fn count_tokens(&self, prompt: &Prompt) -> Result<usize, GenerateError> {
@@ -104,13 +128,27 @@ impl Generator for EngineGenerator<'_> {
         requests: &[PromptRequest],
         finished: &mut dyn FnMut(usize, Completion) -> Result<(), Abort>,
     ) -> Result<(), GenerateError> {
-        let result = self.run(requests, finished);
-        if result.is_err() {
-            self.engine.cancel_all();
+        if requests.is_empty() {
+            return Ok(());
         }
+        let mut engine = match (self.engine.take(), self.start.take()) {
+            (Some(engine), _) => engine,
+            (None, Some(start)) => start().map_err(GenerateError::Failed)?,
+            (None, None) => return Err(failed(NoEngine)),
+        };
+        let result = self.run(&mut engine, requests, finished);
+        if result.is_err() {
+            engine.cancel_all();
+        }
+        self.engine = Some(engine);
         result
     }
 }
+
+/// A second attempt after the engine did not start.
+#[derive(Debug, thiserror::Error)]
+#[error("the engine did not start before; its error was told then")]
+struct NoEngine;
 
 impl From<session::Completion> for Completion {
     fn from(completion: session::Completion) -> Self {

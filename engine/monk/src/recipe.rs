@@ -282,8 +282,8 @@ fn sampling(file: SamplingFile) -> Result<Sampling, String> {
         min_p: file.min_p.unwrap_or(default.min_p),
     };
     let Sampling { temperature, top_p, min_p, .. } = sampling;
-    if !(temperature.is_finite() && temperature >= 0.0) {
-        return Err(format!("`sampling.temperature` = {temperature} must be 0 or more"));
+    if !(0.0..=100.0).contains(&temperature) {
+        return Err(format!("`sampling.temperature` = {temperature} must be from 0 to 100"));
     }
     if !(top_p > 0.0 && top_p <= 1.0) {
         return Err(format!("`sampling.top_p` = {top_p} must be above 0 and at most 1"));

@@ -10,15 +10,15 @@ use std::time::Instant;
 
 use engine_core::kv_cache::{BlockId, KvCache, KvShape, blocks_for};
 use engine_core::model::{Batch, Model, Row, Workspace};
-use numa::{Pinning, Pool, ProcessMemory, Region};
+use numa::{MemoryFacts, Pinning, Pool, ProcessMemory, Region};
 use serde::Serialize;
 use simd::Dtype;
 
 use crate::args::{Bench, Format};
 use crate::failure::Failure;
-use crate::model::{self, LogitRows};
+use crate::model::{self, LogitRows, Opened};
 
-/// Beyond the last-level cache of most machines.
+/// Beyond the last-level cache of most machines; half of what the model leaves where that is less.
 const REGION_BYTES: usize = 2 << 30;
 
 /// One row of the table, under the names that scripts know.
@@ -64,13 +64,24 @@ struct Bencher<'m> {
 }
 
 pub(crate) fn run(arguments: &Bench) -> Result<(), Failure> {
+    model::check_folder(&arguments.model)?;
     let tests = tests(arguments);
-    let positions = |test: &Test| test.depth + test.n_prompt.max(test.n_gen);
+    if tests.is_empty() {
+        return Err(Failure::Usage("nothing to measure: `--n-prompt` and `--n-gen` are both 0".into()));
+    }
+    let positions = |test: &Test| test.depth.saturating_add(test.n_prompt.max(test.n_gen));
     let ctx_size = tests.iter().map(positions).max().unwrap_or(1);
+    if let Some(asked) = arguments.run.ctx_size.filter(|asked| asked.get() < ctx_size) {
+        return Err(Failure::Usage(format!(
+            "`--ctx-size {asked}` has no room for the {ctx_size} positions of the longest test"
+        )));
+    }
     let width = tests.iter().map(|test| test.width).max().unwrap_or(1);
     let start = Instant::now();
     let run = arguments.run.with_ctx_size(NonZeroUsize::new(ctx_size).unwrap_or(NonZeroUsize::MIN));
-    let (model, request) = model::load(&arguments.model, &run, width, LogitRows::Last)?;
+    let opened = Opened::new(&arguments.model, &run, width, LogitRows::Last)?;
+    let request = opened.request;
+    let model = opened.load()?;
     let threads = NonZeroUsize::new(request.threads).unwrap_or(NonZeroUsize::MIN);
     let mut pool = Pool::new(threads, Pinning::Pinned)?;
     let shape = KvShape::new(model.config(), request.kv_dtype, width * blocks_for(ctx_size));
@@ -81,7 +92,8 @@ pub(crate) fn run(arguments: &Bench) -> Result<(), Failure> {
     let space = Workspace::new(&model, pool, request.ubatch_size.max(width), width);
     let mut bencher =
         Bencher { model: &model, kv, space, tables, ubatch_size: request.ubatch_size, random: 0x9E37_79B9_7F4A_7C15 };
-    let mut region = Region::anonymous(REGION_BYTES)?;
+    let spare = MemoryFacts::discover()?.usable_ram() / 2;
+    let mut region = Region::anonymous(REGION_BYTES.min(spare as usize))?;
     region.prefault(Some(bencher.space.pool()))?;
 
     let mut rows = Vec::new();

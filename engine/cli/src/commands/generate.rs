@@ -6,26 +6,29 @@ use std::num::NonZeroUsize;
 use engine_core::config::ModelConfig;
 use engine_core::sampler::SamplingParams;
 use engine_core::session::{Event, Request};
-use engine_core::text::{ChatTemplate, Message, RenderOptions};
+use engine_core::text::{ChatTemplate, Message, RenderOptions, StopStrings};
 use serde_json::json;
 
 use crate::args::{Format, Generate, Run, Sampling};
 use crate::failure::Failure;
 use crate::figures;
-use crate::model::{self, ModelText};
+use crate::model::{self, LogitRows, ModelText, Opened};
 use crate::output::print;
 use crate::progress::{Progress, Unit};
 
 pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
     let prompt = prompt(arguments)?;
+    model::check_folder(&arguments.model)?;
     let text = ModelText::from_dir(&arguments.model)?;
     let sampling = sampling(&arguments.sampling, &text)?;
     let tokens = tokens(arguments, &prompt, &text)?;
     let (run, max_tokens) = room(arguments, tokens.len())?;
-    let mut engine = model::engine(&arguments.model, &run, 1, &text)?;
+    let mut engine = Opened::new(&arguments.model, &run, 1, LogitRows::Last)?.engine(&text)?;
+    let before = figures::read_bandwidth(&mut engine);
 
     let mut prefill = Some(Progress::new("prompt", Unit::Tokens, tokens.len() as u64));
-    engine.submit(Request { tokens, max_tokens, sampling, stop: arguments.stop.clone() })?;
+    let request = Request { tokens, max_tokens, sampling, stop: arguments.stop.clone() };
+    engine.submit(request).map_err(|refused| Failure::Usage(refused.to_string()))?;
 
     let mut events = Vec::new();
     loop {
@@ -45,7 +48,7 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
                 }
                 Event::Failed { error, .. } => return Err(error.into()),
                 Event::Finished { completion, .. } => {
-                    let bandwidth = figures::read_bandwidth(&mut engine);
+                    let bandwidth = figures::read_bandwidth(&mut engine).max(before);
                     let timings = &completion.timings;
                     match arguments.output.output {
                         Format::Text => print('\n')?,
@@ -101,6 +104,10 @@ fn prompt(arguments: &Generate) -> Result<String, Failure> {
 /// The context, and the most tokens that are generated in it: known, and refused, before the model is loaded. Where no
 /// context was asked for, a long prompt makes it larger, up to the model's own.
 fn room(arguments: &Generate, prompt: usize) -> Result<(Run, usize), Failure> {
+    if prompt == 0 {
+        return Err(Failure::Usage("the prompt is empty; give it by `--prompt` or `--file`".into()));
+    }
+    StopStrings::new(arguments.stop.clone()).map_err(|error| Failure::Usage(error.to_string()))?;
     let config = ModelConfig::from_file(&arguments.model.join("config.json"))?;
     let mut run = arguments.run.clone();
     let mut ctx_size = model::plan_request(&run, &config, 1)?.ctx_size;

@@ -11,7 +11,7 @@ use numa::{Pinning, Pool};
 use super::npy;
 use crate::args::Logits;
 use crate::failure::Failure;
-use crate::model::{self, LogitRows};
+use crate::model::{self, LogitRows, Opened};
 use crate::progress::{Progress, Unit};
 
 const TOKENS_BYTES_MAX: u64 = 64 << 20;
@@ -28,8 +28,15 @@ impl Observer for Chosen {
 
 pub(crate) fn run(arguments: &Logits) -> Result<(), Failure> {
     let tokens = tokens(arguments)?;
-    let (model, request) = model::load(&arguments.model, &arguments.run, 1, LogitRows::All)?;
-    let config = model.config();
+    model::check_folder(&arguments.model)?;
+    // The context is the tokens' own, unless a smaller one was asked for, which then refuses them.
+    let length = NonZeroUsize::new(tokens.len()).unwrap_or(NonZeroUsize::MIN);
+    let run = match arguments.run.ctx_size {
+        Some(_) => arguments.run.clone(),
+        None => arguments.run.with_ctx_size(length),
+    };
+    let opened = Opened::new(&arguments.model, &run, 1, LogitRows::All)?;
+    let (config, request) = (opened.checkpoint.config(), opened.request);
     if let Some(token) = tokens.iter().find(|token| **token as usize >= config.vocab_size) {
         return Err(Failure::Usage(format!("token {token} is not in the vocabulary of {}", config.vocab_size)));
     }
@@ -40,6 +47,11 @@ pub(crate) fn run(arguments: &Logits) -> Result<(), Failure> {
     if arguments.router.is_some() && config.sparse_layers().next().is_none() {
         return Err(Failure::Usage("`--router`: this model has no experts".into()));
     }
+    if arguments.router.as_ref() == Some(&arguments.output) {
+        return Err(Failure::Usage("`--router` and `--output` name the same file".into()));
+    }
+    let model = opened.load()?;
+    let config = model.config();
     let threads = NonZeroUsize::new(request.threads).unwrap_or(NonZeroUsize::MIN);
     let pool = Pool::new(threads, Pinning::Pinned)?;
     let mut evaluator = Evaluator::new(&model, pool, request.kv_dtype, tokens.len(), request.ubatch_size)?;
@@ -52,11 +64,21 @@ pub(crate) fn run(arguments: &Logits) -> Result<(), Failure> {
         npy::create(&arguments.output, npy::Kind::Float32, &shape).map_err(|e| named(&arguments.output, e))?;
     let mut progress = Progress::new("logits", Unit::Tokens, tokens.len() as u64);
     let mut chosen = Chosen::default();
+    let mut first_broken = None;
     let fed = evaluator.feed(&tokens, &mut chosen, |position, logits| {
         progress.set(position as u64 + 1);
+        if !simd::elementwise::all_finite(model.options().isa, logits) {
+            first_broken.get_or_insert(position);
+        }
         logits.iter().try_for_each(|logit| out.write_all(&logit.to_le_bytes()))
     });
     fed.and_then(|()| out.flush()).map_err(|error| named(&arguments.output, error))?;
+
+    if let Some(position) = first_broken {
+        eprintln!(
+            "note: logits from position {position} on are not all finite; a cache of float32 has a wider range (-ctk f32)"
+        );
+    }
 
     if let Some(path) = &arguments.router {
         let k = config.sparse_layers().map(|(_, sparse)| sparse.num_experts_per_tok).max().unwrap_or(0);

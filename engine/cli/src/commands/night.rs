@@ -1,42 +1,69 @@
 //! `night run`: jobs over notes, until they are done.
 
 use std::cell::RefCell;
+use std::path::Path;
 use std::rc::Rc;
 
 use engine_core::session::Engine;
 use engine_core::text::ChatTemplate;
-use engine_monk::{EngineGenerator, Job, Night, StepKind};
+use engine_monk::{EngineGenerator, Job, Night, Settings, StepKind};
 
 use crate::args::{self, NightCommand, NightRun};
 use crate::failure::Failure;
 use crate::figures;
-use crate::model::{self, ModelText};
-use crate::output::print;
+use crate::model::{self, LogitRows, ModelText, Opened};
+use crate::output::{print, printable};
 use crate::progress::{Progress, Unit};
+
+/// A job of which everything was checked that can be without its weights.
+struct Ready {
+    night: Night,
+    text: ModelText,
+    template: ChatTemplate,
+    opened: Opened,
+}
 
 pub(crate) fn run(arguments: &args::Night) -> Result<(), Failure> {
     let NightCommand::Run(arguments) = &arguments.command;
-    // Everything that can be wrong with any job is found before the first one begins to work.
-    let mut nights = Vec::with_capacity(arguments.jobs.len());
-    for path in &arguments.jobs {
-        let mut job = Job::load(path).map_err(|error| Failure::Usage(error.to_string()))?;
-        if let Some(model) = &arguments.model {
-            job.model = model.clone();
+    // What is wrong with any job is found now and not at three in the morning.
+    let ready: Vec<Ready> = arguments.jobs.iter().map(|path| prepare(path, arguments)).collect::<Result<_, _>>()?;
+    let mut first_failure = None;
+    for (path, job) in arguments.jobs.iter().zip(ready) {
+        if let Err(failure) = work(job) {
+            // The night goes on with the next job.
+            if arguments.jobs.len() > 1 {
+                eprintln!("nightmonk: {}: {}", path.display(), printable(&failure.to_string()));
+            }
+            first_failure.get_or_insert(failure);
         }
-        nights.push(engine_monk::prepare(job, arguments.store.as_deref())?);
     }
-    for night in &mut nights {
-        work(night, arguments)?;
-    }
-    Ok(())
+    first_failure.map_or(Ok(()), Err)
 }
 
-fn work(night: &mut Night, arguments: &NightRun) -> Result<(), Failure> {
-    let folder = night.job().model.clone();
+fn prepare(path: &Path, arguments: &NightRun) -> Result<Ready, Failure> {
+    let mut job = Job::load(path).map_err(|error| Failure::Usage(error.to_string()))?;
+    if let Some(model) = &arguments.model {
+        job.model = model.clone();
+    }
+    let folder = job.model.clone();
+    let night = engine_monk::prepare(job, arguments.store.as_deref())?;
+    model::check_folder(&folder)?;
     let text = ModelText::from_dir(&folder)?;
     let template = ChatTemplate::from_dir(&folder)?;
-    let engine = model::engine(&folder, &arguments.run, arguments.width.get(), &text)?;
-    let digest = engine.model().checkpoint().digest()?;
+    let opened = Opened::new(&folder, &arguments.run, arguments.width.get(), LogitRows::Last)?;
+    Ok(Ready { night, text, template, opened })
+}
+
+fn work(job: Ready) -> Result<(), Failure> {
+    let Ready { mut night, text, template, opened } = job;
+    let settings = Settings {
+        tokenizer: &text.tokenizer,
+        template,
+        digest: opened.checkpoint.digest(opened.request.threads)?,
+        options: opened.options,
+        kv_dtype: opened.request.kv_dtype,
+        ctx_size: opened.request.ctx_size,
+    };
     // The bar belongs to the job's steps; the engine adds its speed to it.
     let bar: Rc<RefCell<Option<Progress>>> = Rc::default();
     let watch = {
@@ -47,7 +74,8 @@ fn work(night: &mut Night, arguments: &NightRun) -> Result<(), Failure> {
             }
         }
     };
-    let mut generator = EngineGenerator::new(engine, template, &digest, Box::new(watch));
+    let start = Box::new(|| opened.engine(&text).map_err(Into::into));
+    let mut generator = EngineGenerator::new(settings, start, Box::new(watch));
 
     let report = night.run(&mut generator, &mut |progress| match progress {
         engine_monk::Progress::Began { notes, text_bytes, changed } => {
@@ -77,9 +105,8 @@ fn work(night: &mut Night, arguments: &NightRun) -> Result<(), Failure> {
     })?;
     bar.borrow_mut().take();
 
-    let engine = generator.engine();
-    let totals = *engine.totals();
-    if totals.generated_tokens > 0 {
+    if let Some(engine) = generator.engine() {
+        let totals = *engine.totals();
         let bandwidth = figures::read_bandwidth(engine);
         eprintln!(
             "read {} tokens, wrote {} tokens, {:.1} tok/s, {}",

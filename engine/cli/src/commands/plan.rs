@@ -2,7 +2,7 @@
 
 use engine_core::checkpoint::Checkpoint;
 use engine_core::config::ModelConfig;
-use engine_core::plan::{Plan, bytes};
+use engine_core::plan::{DoesNotFit, Plan, bytes};
 use simd::Dtype;
 
 use crate::args::{self, Format};
@@ -11,12 +11,34 @@ use crate::model;
 use crate::output::print;
 
 pub(crate) fn run(arguments: &args::Plan) -> Result<(), Failure> {
+    let json = arguments.output.output == Format::Json;
+    match plan(arguments) {
+        Ok(plan) if json => print(format_args!("{}\n", serde_json::to_string(&plan)?)),
+        Ok(plan) => print(table(&plan)),
+        Err(Failure::Refused(refusal)) if json => {
+            print(format_args!("{}\n", refused(&refusal)?))?;
+            Err(Failure::Refused(refusal))
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
+/// What scripts read of a refusal: the plan, and the numbers that would fit.
+fn refused(refusal: &DoesNotFit) -> serde_json::Result<serde_json::Value> {
+    let mut document = serde_json::to_value(&refusal.plan)?;
+    document["fits"] = false.into();
+    document["available_bytes"] = refusal.available_bytes.into();
+    document["ctx_size_that_fits"] = refusal.ctx_size_that_fits.into();
+    Ok(document)
+}
+
+fn plan(arguments: &args::Plan) -> Result<Plan, Failure> {
     let width = arguments.width.get();
-    let plan = if arguments.model.is_dir() && has_weights(&arguments.model) {
+    if arguments.model.is_dir() && has_weights(&arguments.model) {
         let checkpoint = Checkpoint::open(&arguments.model)?;
         let request = model::plan_request(&arguments.run, checkpoint.config(), width)?;
         let dtype_of = |name: &str| checkpoint.tensor(name).dtype;
-        model::check_plan(checkpoint.config(), dtype_of, &request, arguments.ram)?
+        model::check_plan(checkpoint.config(), dtype_of, &request, arguments.ram)
     } else {
         let file = match arguments.model.is_dir() {
             true => arguments.model.join("config.json"),
@@ -25,11 +47,7 @@ pub(crate) fn run(arguments: &args::Plan) -> Result<(), Failure> {
         let config = ModelConfig::from_file(&file)?;
         let request = model::plan_request(&arguments.run, &config, width)?;
         let dtype = config.torch_dtype.unwrap_or(Dtype::Bf16);
-        model::check_plan(&config, |_| dtype, &request, arguments.ram)?
-    };
-    match arguments.output.output {
-        Format::Json => print(format_args!("{}\n", serde_json::to_string(&plan)?)),
-        Format::Text => print(table(&plan)),
+        model::check_plan(&config, |_| dtype, &request, arguments.ram)
     }
 }
 

@@ -8,6 +8,8 @@ use crate::config::ConfigError;
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say what the fields are")]
 pub enum CheckpointError {
+    #[error("cannot start {threads} threads: {why}")]
+    Threads { threads: usize, why: String },
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(

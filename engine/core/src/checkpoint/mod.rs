@@ -159,9 +159,19 @@ impl Checkpoint {
 
     /// BLAKE3 of all files that decide what the model says: config, tokenizer, template, defaults, every shard.
     ///
+    /// Shards are hashed on `threads` threads.
+    ///
     /// # Errors
-    /// A file that cannot be read.
-    pub fn digest(&self) -> Result<String, CheckpointError> {
+    /// A file that cannot be read, or threads that do not start.
+    pub fn digest(&self, threads: usize) -> Result<String, CheckpointError> {
+        let workers = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .map_err(|error| CheckpointError::Threads { threads, why: error.to_string() })?;
+        workers.install(|| self.hash())
+    }
+
+    fn hash(&self) -> Result<String, CheckpointError> {
         let mut hasher = blake3::Hasher::new();
         let mut add = |name: &str, bytes: &[u8]| {
             hasher.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes());
@@ -195,6 +205,16 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// Tensors that some exporters write though they follow from the others: rope tables, and the output matrix of a
+    /// tied model where it repeats the embedding. (One that differs is refused: the model would be read wrongly.)
+    fn follows(&self, name: &str) -> bool {
+        if name == "lm_head.weight" && self.config.tie_word_embeddings {
+            let (embedding, head) = (self.tensor("model.embed_tokens.weight"), self.tensor(name));
+            return (embedding.dtype, embedding.shape, embedding.bytes) == (head.dtype, head.shape, head.bytes);
+        }
+        name.ends_with(".rotary_emb.inv_freq")
+    }
+
     fn check_tensors(&self) -> Result<(), CheckpointError> {
         let specs = self.config.tensors();
         for spec in &specs {
@@ -212,7 +232,7 @@ impl Checkpoint {
         }
         let wanted: std::collections::HashSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
         let mut extra: Vec<&String> =
-            self.tensors.keys().filter(|name| !wanted.contains(name.as_str()) && !is_derived(name)).collect();
+            self.tensors.keys().filter(|name| !wanted.contains(name.as_str()) && !self.follows(name)).collect();
         extra.sort();
         match extra.first() {
             None => Ok(()),
@@ -223,12 +243,6 @@ impl Checkpoint {
             }),
         }
     }
-}
-
-/// Tensors that some exporters write though they follow from the others: rope tables, and the tied output matrix is
-/// not among them because a tied checkpoint that holds a different one would be read wrongly.
-fn is_derived(name: &str) -> bool {
-    name.ends_with(".rotary_emb.inv_freq")
 }
 
 /// The files to map, and where the index says each tensor is (empty without an index).

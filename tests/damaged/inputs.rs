@@ -65,9 +65,11 @@ fn flags_that_this_machine_or_model_cannot_honour_are_refused() {
     }
     assert_refused("width", &run(&["plan", "-m", folder, "--width", &huge]), 2, &["--width", "at most 65536"]);
     assert_refused("ram", &run(&["plan", "-m", folder, "--ram", "lots"]), 2, &["--ram", "lots"]);
+    let output = run(&["bench", "-m", folder, "-p", "1", "-n", "1", "-d", &huge]);
+    assert_refused("depth", &output, 2, &["--ctx-size", "8192 positions"]);
     let long = "x".repeat(100);
     let output = run(&["generate", "-m", folder, "-p", &long, "-n", "1", "-c", "64"]);
-    assert_refused("prompt", &output, 1, &["100", "64"]);
+    assert_refused("prompt", &output, 2, &["100 tokens of the prompt", "context of 64", "8192"]);
     for (flag, value) in [("--temp", "-1"), ("--temp", "NaN"), ("--top-p", "0"), ("--top-p", "2"), ("--min-p", "-1")] {
         let flag_and_value = format!("{flag}={value}");
         let output = run(&["generate", "-m", folder, "-p", "x", "-n", "1", &flag_and_value]);

@@ -17,6 +17,7 @@ use simd::Dtype;
 use crate::args::{Bench, Format};
 use crate::failure::Failure;
 use crate::model::{self, LogitRows, Opened};
+use crate::output::print;
 
 /// Beyond the last-level cache of most machines; half of what the model leaves where that is less.
 const REGION_BYTES: usize = 2 << 30;
@@ -100,12 +101,12 @@ pub(crate) fn run(arguments: &Bench) -> Result<(), Failure> {
     for test in &tests {
         let row = bencher.measure(*test, arguments.repetitions.get(), &region, load_seconds)?;
         if arguments.output.output == Format::Text {
-            show(&row);
+            print(line(&row))?;
         }
         rows.push(row);
     }
     if arguments.output.output == Format::Json {
-        println!("{}", serde_json::to_string(&rows)?);
+        print(format_args!("{}\n", serde_json::to_string(&rows)?))?;
     }
     Ok(())
 }
@@ -245,9 +246,9 @@ fn median(samples: &[f64]) -> f64 {
     if sorted.len().is_multiple_of(2) { (sorted[middle - 1] + sorted[middle]) / 2.0 } else { sorted[middle] }
 }
 
-fn show(row: &Figures) {
-    println!(
-        "{:<8} depth {:<6} width {:<3} {:>9.2} tok/s   {:>6.1} MB/token, {:.3} of {:.1} GB/s   {:.3} of {:.0} GFLOP/s",
+fn line(row: &Figures) -> String {
+    format!(
+        "{:<8} depth {:<6} width {:<3} {:>9.2} tok/s   {:>6.1} MB/token, {:.3} of {:.1} GB/s   {:.3} of {:.0} GFLOP/s\n",
         row.test,
         row.n_depth,
         row.width,
@@ -257,5 +258,5 @@ fn show(row: &Figures) {
         row.read_bandwidth / 1e9,
         row.fraction_of_peak,
         row.peak_flops / 1e9,
-    );
+    )
 }

@@ -18,8 +18,8 @@ pub struct Family {
     pub(super) window: WindowRule,
     pub(super) mlp: MlpRule,
     pub(super) moe_names: MoeNames,
-    /// What `tie_word_embeddings` is where config.json leaves it out.
-    pub(super) tied_by_default: bool,
+    /// Fields that config.json must have, because transformers' default for them is not the one assumed here.
+    pub(super) required: &'static [&'static str],
 }
 
 /// Which layers attend within `sliding_window` when config.json has no `layer_types`.
@@ -80,18 +80,25 @@ const LLAMA: Family = Family {
     window: WindowRule::Never,
     mlp: MlpRule::Dense,
     moe_names: QWEN_MOE,
-    tied_by_default: false,
+    required: &[],
 };
 
 /// Every family that loads.
 pub static FAMILIES: [Family; 6] = [
     LLAMA,
-    Family { model_type: "mistral", architecture: "MistralForCausalLM", window: WindowRule::Always, ..LLAMA },
+    Family {
+        model_type: "mistral",
+        architecture: "MistralForCausalLM",
+        window: WindowRule::Always,
+        required: &["num_key_value_heads", "sliding_window"],
+        ..LLAMA
+    },
     Family {
         model_type: "qwen2",
         architecture: "Qwen2ForCausalLM",
         attention_bias: AttentionBias::Qkv,
         window: WindowRule::IfUsedFromLayer,
+        required: &["num_key_value_heads"],
         ..LLAMA
     },
     Family {
@@ -99,6 +106,7 @@ pub static FAMILIES: [Family; 6] = [
         architecture: "Qwen3ForCausalLM",
         qk_norm: QkNorm::PerHead,
         window: WindowRule::IfUsedFromLayer,
+        required: &["num_key_value_heads", "head_dim"],
         ..LLAMA
     },
     Family {
@@ -107,6 +115,7 @@ pub static FAMILIES: [Family; 6] = [
         qk_norm: QkNorm::PerHead,
         window: WindowRule::IfUsed,
         mlp: MlpRule::QwenMoe,
+        required: &["num_key_value_heads"],
         ..LLAMA
     },
     Family {
@@ -115,6 +124,7 @@ pub static FAMILIES: [Family; 6] = [
         window: WindowRule::Always,
         mlp: MlpRule::Mixtral,
         moe_names: MIXTRAL,
+        required: &["num_key_value_heads", "rms_norm_eps", "rope_theta"],
         ..LLAMA
     },
 ];

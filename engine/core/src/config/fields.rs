@@ -40,6 +40,12 @@ impl<'a> Fields<'a> {
         self.get(name).is_some()
     }
 
+    /// Whether the field is there, `null` included; rope fields may stand in transformers 5's `rope_parameters`.
+    pub(super) fn says(&self, name: &str) -> bool {
+        let nested = self.object.get("rope_parameters").and_then(|rope| rope.get(name));
+        self.object.contains_key(name) || nested.is_some()
+    }
+
     pub(super) fn wrong(&self, name: &str, why: String) -> ConfigError {
         let field = if self.prefix.is_empty() { name.into() } else { format!("{}.{name}", self.prefix) };
         ConfigError::Field { path: self.path.into(), field, why }

@@ -183,6 +183,12 @@ impl ModelConfig {
     pub fn from_json(path: &Path, json: &[u8]) -> Result<Self, ConfigError> {
         let root = Fields::parse(path, json)?;
         let family = Family::find(&root)?;
+        for field in family.required {
+            if !root.says(field) {
+                let why = "is missing; what this architecture assumes without it is not what others do";
+                return Err(root.wrong(field, why.into()));
+            }
+        }
         // Multimodal wrappers nest the language model; none of the families here is one, but the error would mislead.
         let hidden_size = root.size("hidden_size", 1..=1 << 17)?;
         let num_layers = root.size("num_hidden_layers", 1..=512)?;
@@ -243,7 +249,7 @@ impl ModelConfig {
             vocab_size: root.size("vocab_size", 1..=1 << 21)?,
             max_position_embeddings,
             rms_norm_eps: rms_norm_eps as f32,
-            tie_word_embeddings: root.optional_flag("tie_word_embeddings")?.unwrap_or(family.tied_by_default),
+            tie_word_embeddings: root.optional_flag("tie_word_embeddings")?.unwrap_or(false),
             attention_bias,
             qk_norm: family.qk_norm,
             rope: Rope::parse(&root, head_dim, max_position_embeddings)?,

@@ -68,6 +68,7 @@ fn a_wrong_field_is_named_with_what_it_may_be() {
         ("\"vocab_size\": 151936", "\"vocab_size\": 99999999999", "`vocab_size`"),
         ("\"rms_norm_eps\": 1e-06", "\"rms_norm_eps\": \"x\"", "must be a positive number"),
         ("\"decoder_sparse_step\": 1", "\"quantization_config\": {}", "unquantised"),
+        ("\"num_key_value_heads\": 4,", "", "`num_key_value_heads` is missing"),
     ] {
         assert!(QWEN3_30B_A3B.contains(from), "{from}");
         let error = parse(&QWEN3_30B_A3B.replace(from, to)).unwrap_err().to_string();
@@ -80,7 +81,7 @@ fn a_wrong_field_is_named_with_what_it_may_be() {
 #[test]
 fn windows_follow_the_rule_of_the_family_or_the_list_of_layers() {
     let base = r#"{"architectures": ["Qwen2ForCausalLM"], "hidden_size": 64, "intermediate_size": 64,
-        "max_position_embeddings": 512, "num_attention_heads": 4, "num_hidden_layers": 3, "rms_norm_eps": 1e-06,
+        "max_position_embeddings": 512, "num_attention_heads": 4, "num_hidden_layers": 3, "num_key_value_heads": 2, "rms_norm_eps": 1e-06,
         "sliding_window": 16, "use_sliding_window": true, "max_window_layers": 2, "vocab_size": 100}"#;
     let windows = |json: &str| parse(json).unwrap().layers.iter().map(|layer| layer.window).collect::<Vec<_>>();
     assert_eq!(windows(base), [None, None, Some(16)]);

@@ -43,6 +43,8 @@ fn published_models_take_the_bytes_that_were_counted_from_their_reference_implem
     let mut mixtral = dense("MixtralForCausalLM", [4096, 32, 32, 8, 14_336], 32_000);
     mixtral["num_local_experts"] = json!(8);
     mixtral["num_experts_per_tok"] = json!(2);
+    mixtral["rms_norm_eps"] = json!(1e-5);
+    mixtral["rope_theta"] = json!(1e6);
     let table: [(&str, Value, u64, u64, u64); 6] = [
         ("Qwen3-30B-A3B", qwen3_moe(2048, 48, 32, 128, 768), 61_064_245_248, 6_083_739_648, 98_304),
         ("Qwen3-235B-A22B", qwen3_moe(4096, 94, 64, 128, 1536), 470_187_269_120, 43_136_875_520, 192_512),

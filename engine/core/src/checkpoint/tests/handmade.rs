@@ -22,6 +22,7 @@ fn kind(error: &CheckpointError) -> &'static str {
         CheckpointError::WrongShape { .. } => "WrongShape",
         CheckpointError::Unexpected { .. } => "Unexpected",
         CheckpointError::NotFinite { .. } => "NotFinite",
+        CheckpointError::Threads { .. } => "Threads",
     }
 }
 

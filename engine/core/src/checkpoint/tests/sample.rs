@@ -109,6 +109,7 @@ pub(super) fn tiny_config(architecture: &str) -> Value {
         "architectures": [architecture], "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2,
         "num_key_value_heads": 1, "head_dim": 2, "intermediate_size": 3, "moe_intermediate_size": 3, "num_experts": 2,
         "num_experts_per_tok": 1, "vocab_size": 5, "max_position_embeddings": 64, "tie_word_embeddings": false,
+        "rms_norm_eps": 1e-6, "rope_theta": 1e4,
     })
 }
 

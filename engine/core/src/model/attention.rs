@@ -28,11 +28,10 @@ impl Model {
         let config = self.config();
         let rows = batch.rows.len();
         let Workspace { crew, buffers, .. } = space;
-        self.norm_rows(&layer.input_norm, rows, buffers, crew);
+        self.prepare_normed(&layer.input_norm, &layer.query, rows, buffers, crew);
 
         let width = config.query_size() + 2 * config.key_value_size();
-        let Buffers { normed, prepared, identity, qkv, .. } = buffers;
-        self.prepare(&layer.query, &normed[..rows * config.hidden_size], prepared, crew);
+        let Buffers { prepared, identity, qkv, .. } = buffers;
         let linears = [&layer.query, &layer.key, &layer.value];
         self.project(linears, prepared, identity, Into::Store, &mut qkv[..rows * width], crew);
 

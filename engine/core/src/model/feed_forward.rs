@@ -12,8 +12,9 @@ use simd::matmul::{PANEL, Rows};
 
 use super::forward::Observer;
 use super::linear::Into;
-use super::weights::{FeedForward, GatedMlp, Layer, Linear, Model};
-use super::workspace::{Assignments, Buffers, Crew, Workspace};
+use super::routing::{self, Assignments};
+use super::weights::{FeedForward, GatedMlp, Layer, Model};
+use super::workspace::{Buffers, Crew, Workspace};
 use crate::config::Sparse;
 
 impl Model {
@@ -27,13 +28,23 @@ impl Model {
         observer: &mut dyn Observer,
     ) {
         let Workspace { crew, buffers, .. } = space;
-        self.norm_rows(&layer.post_attention_norm, rows, buffers, crew);
+        let norm = &layer.post_attention_norm;
         match &layer.feed_forward {
-            FeedForward::Dense(mlp) => self.dense(mlp, rows, buffers, crew),
+            FeedForward::Dense(mlp) => {
+                self.prepare_normed(norm, &mlp.gate, rows, buffers, crew);
+                self.dense(mlp, rows, buffers, crew);
+            }
             FeedForward::Sparse { router, experts, shape } => {
-                self.route(router, shape, rows, buffers, crew);
+                self.prepare_normed(norm, router, rows, buffers, crew);
+                let Buffers { prepared, identity, router_logits, .. } = buffers;
+                let logits = &mut router_logits[..rows * shape.num_experts];
+                self.project([router], prepared, identity, Into::Store, logits, crew);
+                routing::choose(self.options.isa, shape, rows, buffers, crew);
                 let logits = &buffers.router_logits[..rows * shape.num_experts];
                 observer.routed(index, logits, &buffers.experts[..rows * shape.num_experts_per_tok]);
+                if experts[0].gate.dtype != router.dtype {
+                    self.prepare_normed(norm, &experts[0].gate, rows, buffers, crew);
+                }
                 self.sparse(experts, shape, rows, buffers, crew);
             }
         }
@@ -41,9 +52,8 @@ impl Model {
 
     fn dense(&self, mlp: &GatedMlp, rows: usize, buffers: &mut Buffers, crew: &mut Crew) {
         let hidden = self.config().hidden_size;
-        let Buffers { normed, prepared, identity, activated, residual, .. } = buffers;
+        let Buffers { prepared, identity, activated, residual, .. } = buffers;
         let activated = &mut activated[..rows * mlp.down.cols];
-        self.prepare(&mlp.gate, &normed[..rows * hidden], prepared, crew);
         let rows_of_all = 0..rows;
         let groups = slice::from_ref(&rows_of_all);
         let everyone = Groups { mlps: slice::from_ref(mlp), chosen: &[0], rows: groups, select: identity };
@@ -52,39 +62,11 @@ impl Model {
         self.project([&mlp.down], prepared, identity, Into::Add, &mut residual[..rows * hidden], crew);
     }
 
-    /// Scores every expert for every row, chooses, and groups the rows by expert.
-    fn route(&self, router: &Linear, shape: &Sparse, rows: usize, buffers: &mut Buffers, crew: &mut Crew) {
-        let (num_experts, k) = (shape.num_experts, shape.num_experts_per_tok);
-        let Buffers { normed, prepared, identity, router_logits, .. } = buffers;
-        self.prepare(router, &normed[..rows * self.config().hidden_size], prepared, crew);
-        let logits = &mut router_logits[..rows * num_experts];
-        self.project([router], prepared, identity, Into::Store, logits, crew);
-
-        let Buffers { router_logits, probabilities, experts, expert_weights, assignments, .. } = buffers;
-        for row in 0..rows {
-            let probabilities = &mut probabilities[..num_experts];
-            probabilities.copy_from_slice(&router_logits[row * num_experts..][..num_experts]);
-            elementwise::softmax(self.options.isa, probabilities);
-            let chosen = &mut experts[row * k..][..k];
-            simd::top_k(probabilities, chosen);
-            let weights = &mut expert_weights[row * k..][..k];
-            for (weight, expert) in weights.iter_mut().zip(&*chosen) {
-                *weight = probabilities[*expert as usize];
-            }
-            if shape.norm_topk_prob {
-                let sum: f32 = weights.iter().sum();
-                weights.iter_mut().for_each(|weight| *weight /= sum);
-            }
-        }
-        assignments.group(&experts[..rows * k], k, num_experts);
-    }
-
     fn sparse(&self, experts: &[GatedMlp], shape: &Sparse, rows: usize, buffers: &mut Buffers, crew: &mut Crew) {
         let (hidden, k) = (self.config().hidden_size, shape.num_experts_per_tok);
         let count = rows * k;
-        let Buffers { normed, prepared, identity, activated, assignments, expert_out, .. } = buffers;
-        let Assignments { rows: select, experts: chosen, groups, .. } = &*assignments;
-        self.prepare(&experts[0].gate, &normed[..rows * hidden], prepared, crew);
+        let Buffers { prepared, identity, activated, assignments, expert_out, choices, residual, .. } = buffers;
+        let Assignments { rows: select, experts: chosen, groups, of_choice, .. } = &*assignments;
         let activated = &mut activated[..count * shape.moe_intermediate_size];
         self.gate_and_up(&Groups { mlps: experts, chosen, rows: groups, select }, prepared, activated, crew);
 
@@ -93,18 +75,17 @@ impl Model {
         self.down(&of_assignments, prepared, &mut expert_out[..count * hidden], crew);
 
         // A row's experts are summed in the order of their scores, and the sum goes onto the residual.
-        let Buffers { residual, normed, expert_out, expert_weights, assignments, .. } = buffers;
-        let isa = self.options.isa;
-        crew.pool.chunks(&mut crew.workers, &mut normed[..rows * hidden], hidden, |_, row, sum| {
+        let (isa, expert_out, choices) = (self.options.isa, &*expert_out, &*choices);
+        let residual = &mut residual[..rows * hidden];
+        crew.pool.chunks(&mut crew.workers, residual, hidden, |worker, row, residual| {
+            let sum = &mut worker.row[..hidden];
             sum.fill(0.0);
-            let choices = row * k..(row + 1) * k;
-            for (assignment, weight) in assignments.of_choice[choices.clone()].iter().zip(&expert_weights[choices]) {
+            let of_row = row * k..(row + 1) * k;
+            for (assignment, choice) in of_choice[of_row.clone()].iter().zip(&choices[of_row]) {
                 let out = &expert_out[*assignment as usize * hidden..][..hidden];
-                elementwise::add_scaled(isa, sum, out, *weight);
+                elementwise::add_scaled(isa, sum, out, choice.weight);
             }
-        });
-        crew.pool.chunks(&mut crew.workers, &mut residual[..rows * hidden], hidden, |_, row, residual| {
-            elementwise::add_assign(isa, residual, &normed[row * hidden..][..hidden]);
+            elementwise::add_assign(isa, residual, sum);
         });
     }
 

@@ -6,7 +6,8 @@
 use simd::elementwise;
 
 use super::linear::Into;
-use super::weights::Model;
+use super::load::ModelOptions;
+use super::weights::{Linear, Model};
 use super::workspace::{Buffers, Crew, Workspace};
 use crate::kv_cache::{BlockId, KvCache};
 
@@ -80,12 +81,23 @@ impl Model {
         }
     }
 
-    /// `normed = rms_norm(residual)`, row by row.
-    pub(super) fn norm_rows(&self, weight: &[f32], rows: usize, buffers: &mut Buffers, crew: &mut Crew) {
-        let (hidden, epsilon, isa) = (self.config().hidden_size, self.config().rms_norm_eps, self.options.isa);
-        let Buffers { residual, normed, .. } = buffers;
-        crew.pool.chunks(&mut crew.workers, &mut normed[..rows * hidden], hidden, |_, row, normed| {
-            elementwise::rms_norm(isa, &residual[row * hidden..][..hidden], weight, epsilon, normed);
+    /// Lays `rms_norm(residual)` out as the kernels for `linear` read it.
+    pub(super) fn prepare_normed(
+        &self,
+        norm: &[f32],
+        linear: &Linear,
+        rows: usize,
+        buffers: &mut Buffers,
+        crew: &mut Crew,
+    ) {
+        let (hidden, epsilon) = (self.config().hidden_size, self.config().rms_norm_eps);
+        let ModelOptions { isa, activations, .. } = self.options;
+        let Buffers { residual, prepared, .. } = buffers;
+        let (form, words) = prepared.start(isa, linear.dtype, activations, rows, hidden);
+        crew.pool.chunks(&mut crew.workers, words, form.words(), |worker, row, words| {
+            let normed = &mut worker.row[..hidden];
+            elementwise::rms_norm(isa, &residual[row * hidden..][..hidden], norm, epsilon, normed);
+            form.prepare(normed, words);
         });
     }
 
@@ -99,9 +111,8 @@ impl Model {
         for (to, from) in batch.logits.iter().enumerate() {
             buffers.residual.copy_within(from * hidden..(from + 1) * hidden, to * hidden);
         }
-        self.norm_rows(&self.final_norm, wanted, buffers, crew);
-        let Buffers { normed, prepared, identity, logits, .. } = buffers;
-        self.prepare(&self.lm_head, &normed[..wanted * hidden], prepared, crew);
+        self.prepare_normed(&self.final_norm, &self.lm_head, wanted, buffers, crew);
+        let Buffers { prepared, identity, logits, .. } = buffers;
         let logits = &mut logits[..wanted * self.config().vocab_size];
         self.project([&self.lm_head], prepared, identity, Into::Store, logits, crew);
     }

@@ -6,6 +6,7 @@ mod forward;
 mod linear;
 mod load;
 mod rope_table;
+mod routing;
 mod weights;
 mod workspace;
 

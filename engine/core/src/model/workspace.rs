@@ -8,6 +8,7 @@ use simd::attention::{AttendScratch, KV_BLOCK, KV_RUN};
 use simd::matmul::{PANEL, PanelScratch, Rows};
 
 use super::load::Load;
+use super::routing::{Assignments, Choice};
 use super::weights::Model;
 use crate::config::{Mlp, ModelConfig};
 
@@ -45,12 +46,14 @@ pub(super) struct Worker {
     pub(super) part: Vec<f32>,  // [QUERY_TILE * group_size, head_dim + 2]
     pub(super) state: Vec<f32>, // the same, over all runs so far
     pub(super) visible: Vec<Range<usize>>,
+    pub(super) row: Vec<f32>,           // [hidden_size]
+    pub(super) probabilities: Vec<f32>, // [num_experts]
+    pub(super) chosen: Vec<u32>,        // [num_experts_per_tok]
 }
 
 /// Activations of a step of `rows` rows.
 pub(super) struct Buffers {
     pub(super) residual: Vec<f32>, // [rows, hidden_size]
-    pub(super) normed: Vec<f32>,   // [rows, hidden_size]
     pub(super) prepared: Rows,     // the input of the product under way
     pub(super) identity: Vec<u32>, // 0, 1, 2, …
     pub(super) cos: Vec<f32>,      // [rows, rotary_dim / 2]
@@ -60,25 +63,11 @@ pub(super) struct Buffers {
     pub(super) tiles: Vec<Range<usize>>,
     pub(super) activated: Vec<f32>, // [rows, intermediate_size] or [assignments, moe_intermediate_size]
     pub(super) router_logits: Vec<f32>, // [rows, num_experts]
-    pub(super) probabilities: Vec<f32>, // [num_experts], of one row
-    pub(super) experts: Vec<u32>,   // [rows, num_experts_per_tok]
-    pub(super) expert_weights: Vec<f32>,
+    pub(super) choices: Vec<Choice>, // [rows, num_experts_per_tok], best first
+    pub(super) experts: Vec<u32>,   // their experts
     pub(super) assignments: Assignments,
     pub(super) expert_out: Vec<f32>, // [assignments, hidden_size]
     pub(super) logits: Vec<f32>,     // [wanted rows, vocab_size]
-}
-
-/// Rows grouped by expert.
-#[derive(Default)]
-pub(super) struct Assignments {
-    /// Row of each assignment, grouped by expert.
-    pub(super) rows: Vec<u32>,
-    /// Assignment of each row's choice: `[rows, num_experts_per_tok]`.
-    pub(super) of_choice: Vec<u32>,
-    /// Experts that have rows, ascending.
-    pub(super) experts: Vec<usize>,
-    /// Their assignments.
-    pub(super) groups: Vec<Range<usize>>,
 }
 
 /// Sizes of all buffers, from which the planner knows their bytes before they are allocated.
@@ -164,11 +153,13 @@ impl WorkspaceShape {
             part: floats(self.kernel_rows * (self.head_dim + 2)),
             state: floats(self.kernel_rows * (self.head_dim + 2)),
             visible: Vec::with_capacity(self.kernel_rows),
+            row: floats(self.hidden_size),
+            probabilities: floats(self.num_experts),
+            chosen: vec![0; self.choices],
         };
         let (rows, choices) = (self.max_rows, self.max_rows * self.choices);
         let buffers = Buffers {
             residual: floats(rows * self.hidden_size),
-            normed: floats(rows * self.hidden_size),
             prepared: Rows::with_capacity(self.assignments(), self.widest),
             identity: (0..self.assignments() as u32).collect(),
             cos: floats(rows * self.rotary_pairs),
@@ -178,15 +169,9 @@ impl WorkspaceShape {
             tiles: Vec::with_capacity(rows),
             activated: floats(rows * self.activated),
             router_logits: floats(rows * self.num_experts),
-            probabilities: floats(self.num_experts),
+            choices: vec![Choice::default(); choices],
             experts: vec![0; choices],
-            expert_weights: floats(choices),
-            assignments: Assignments {
-                rows: Vec::with_capacity(choices),
-                of_choice: Vec::with_capacity(choices),
-                experts: Vec::with_capacity(self.num_experts),
-                groups: Vec::with_capacity(self.num_experts),
-            },
+            assignments: Assignments::with_capacity(choices, self.num_experts),
             expert_out: floats(choices * self.hidden_size),
             logits: floats(self.max_logits * self.vocab_size),
         };
@@ -204,16 +189,17 @@ impl WorkspaceShape {
             + 2 * self.sums() * size_of::<[f32; PANEL]>()
             + AttendScratch::bytes_for(kernel_rows)
             + kernel_rows * (head_dim + 2 * (head_dim + 2)) * 4
-            + kernel_rows * size_of::<Range<usize>>();
-        let per_row = 2 * self.hidden_size
+            + kernel_rows * size_of::<Range<usize>>()
+            + (self.hidden_size + self.num_experts + self.choices) * 4;
+        let per_row = self.hidden_size
             + 2 * self.rotary_pairs
             + self.qkv_size
             + self.query_size
             + self.activated
             + self.num_experts
-            + self.choices * (4 + self.hidden_size);
-        let floats = rows * per_row + self.num_experts + self.max_logits * self.vocab_size + self.assignments();
-        let ranges = rows * size_of::<Range<usize>>() + self.num_experts * (8 + size_of::<Range<usize>>());
+            + self.choices * (3 + self.hidden_size);
+        let floats = rows * per_row + self.max_logits * self.vocab_size + self.assignments();
+        let ranges = rows * size_of::<Range<usize>>() + Assignments::bytes_for(rows * self.choices, self.num_experts);
         self.threads * worker + floats * 4 + ranges + Rows::bytes_for(self.assignments(), self.widest)
     }
 }
@@ -236,13 +222,15 @@ impl Workspace {
             true => PanelScratch::bytes_for(Dtype::F32, shape.widest).unwrap(),
             false => 0,
         };
-        let worker = |Worker { panel: _, sums, up_sums, attend: _, query, part, state, visible }: &Worker| {
+        let worker = |worker: &Worker| {
+            let Worker { panel: _, sums, up_sums, attend: _, query, part, state, visible, row, probabilities, chosen } =
+                worker;
             let scratch = panel + AttendScratch::bytes_for(shape.kernel_rows);
-            scratch + of(sums) + of(up_sums) + of(query) + of(part) + of(state) + of(visible)
+            let floats = [query, part, state, row, probabilities].map(of).into_iter().sum::<usize>();
+            scratch + of(sums) + of(up_sums) + floats + of(visible) + of(chosen)
         };
         let Buffers {
             residual,
-            normed,
             prepared: _,
             identity,
             cos,
@@ -252,18 +240,16 @@ impl Workspace {
             tiles,
             activated,
             router_logits,
-            probabilities,
+            choices,
             experts,
-            expert_weights,
             assignments,
             expert_out,
             logits,
         } = &self.buffers;
-        let floats = [residual, normed, cos, sin, qkv, attended, activated, router_logits, probabilities];
-        let floats = floats.into_iter().chain([expert_weights, expert_out, logits]).map(of).sum::<usize>();
-        let Assignments { rows, of_choice, experts: with_rows, groups } = assignments;
-        let whole = of(identity) + of(experts) + of(rows) + of(of_choice);
-        let ranges = of(tiles) + of(with_rows) + of(groups);
+        let floats = [residual, cos, sin, qkv, attended, activated, router_logits];
+        let floats = floats.into_iter().chain([expert_out, logits]).map(of).sum::<usize>();
+        let whole = of(identity) + of(choices) + of(experts) + assignments.allocated_bytes();
+        let ranges = of(tiles);
         let prepared = Rows::bytes_for(shape.assignments(), shape.widest);
         self.crew.workers.iter().map(worker).sum::<usize>() + floats + whole + ranges + prepared
     }
@@ -305,28 +291,6 @@ impl Crew {
             end += width;
             self.cuts.extend((start + step..end).step_by(step));
             self.cuts.push(end);
-        }
-    }
-}
-
-impl Assignments {
-    /// Groups rows by expert: `chosen` is `[rows, k]`.
-    pub(super) fn group(&mut self, chosen: &[u32], k: usize, num_experts: usize) {
-        self.rows.clear();
-        self.of_choice.clear();
-        self.of_choice.resize(chosen.len(), 0);
-        self.experts.clear();
-        self.groups.clear();
-        for expert in 0..num_experts {
-            let start = self.rows.len();
-            for (choice, _) in chosen.iter().enumerate().filter(|(_, chosen)| **chosen as usize == expert) {
-                self.of_choice[choice] = self.rows.len() as u32;
-                self.rows.push((choice / k) as u32);
-            }
-            if self.rows.len() > start {
-                self.experts.push(expert);
-                self.groups.push(start..self.rows.len());
-            }
         }
     }
 }

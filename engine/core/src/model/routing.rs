@@ -1,0 +1,128 @@
+//! Which experts each row goes through, and the rows of each expert.
+
+use std::ops::Range;
+
+use simd::elementwise;
+
+use super::workspace::{Buffers, Crew, Worker};
+use crate::config::Sparse;
+
+/// One of a row's experts.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Choice {
+    pub(super) expert: u32,
+    /// Factor of the expert's output.
+    pub(super) weight: f32,
+}
+
+/// Softmax over all experts, the `num_experts_per_tok` most probable of them, best first; fills `choices`, `experts` and
+/// `assignments` from `router_logits`.
+pub(super) fn choose(isa: simd::Isa, shape: &Sparse, rows: usize, buffers: &mut Buffers, crew: &mut Crew) {
+    let (num_experts, k) = (shape.num_experts, shape.num_experts_per_tok);
+    let Buffers { router_logits, choices, experts, assignments, .. } = buffers;
+    let choices = &mut choices[..rows * k];
+    crew.pool.chunks(&mut crew.workers, choices, k, |worker, row, choices| {
+        let Worker { probabilities, chosen, .. } = worker;
+        let (probabilities, chosen) = (&mut probabilities[..num_experts], &mut chosen[..k]);
+        probabilities.copy_from_slice(&router_logits[row * num_experts..][..num_experts]);
+        elementwise::softmax(isa, probabilities);
+        simd::top_k(probabilities, chosen);
+        for (choice, expert) in choices.iter_mut().zip(&*chosen) {
+            *choice = Choice { expert: *expert, weight: probabilities[*expert as usize] };
+        }
+        if shape.norm_topk_prob {
+            let sum: f32 = choices.iter().map(|choice| choice.weight).sum();
+            choices.iter_mut().for_each(|choice| choice.weight /= sum);
+        }
+    });
+    for (expert, choice) in experts.iter_mut().zip(&*choices) {
+        *expert = choice.expert;
+    }
+    assignments.group(&experts[..rows * k], k, num_experts);
+}
+
+/// Rows grouped by expert: an assignment is one row at one expert.
+pub(super) struct Assignments {
+    /// Row of each assignment, grouped by expert.
+    pub(super) rows: Vec<u32>,
+    /// Assignment of each row's choice: `[rows, num_experts_per_tok]`.
+    pub(super) of_choice: Vec<u32>,
+    /// Experts that have rows, ascending.
+    pub(super) experts: Vec<usize>,
+    /// Their assignments.
+    pub(super) groups: Vec<Range<usize>>,
+    /// Where each expert's next assignment goes, while grouping.
+    next: Vec<u32>,
+}
+
+impl Assignments {
+    pub(super) fn with_capacity(choices: usize, num_experts: usize) -> Self {
+        Self {
+            rows: Vec::with_capacity(choices),
+            of_choice: Vec::with_capacity(choices),
+            experts: Vec::with_capacity(num_experts),
+            groups: Vec::with_capacity(num_experts),
+            next: vec![0; num_experts],
+        }
+    }
+
+    /// Bytes that [`Assignments::with_capacity`] allocates.
+    pub(super) fn bytes_for(choices: usize, num_experts: usize) -> usize {
+        choices * 8 + num_experts * (size_of::<usize>() + size_of::<Range<usize>>() + 4)
+    }
+
+    #[cfg(test)]
+    pub(super) fn allocated_bytes(&self) -> usize {
+        let words = self.rows.capacity() + self.of_choice.capacity() + self.next.capacity();
+        let experts = self.experts.capacity() * size_of::<usize>();
+        words * 4 + experts + self.groups.capacity() * size_of::<Range<usize>>()
+    }
+
+    /// Groups the rows of `chosen` `[rows, k]` by counting; rows of an expert keep their order.
+    fn group(&mut self, chosen: &[u32], k: usize, num_experts: usize) {
+        let next = &mut self.next[..num_experts];
+        next.fill(0);
+        for expert in chosen {
+            next[*expert as usize] += 1;
+        }
+        self.experts.clear();
+        self.groups.clear();
+        let mut start = 0;
+        for (expert, next) in next.iter_mut().enumerate() {
+            let end = start + *next as usize;
+            if end > start {
+                self.experts.push(expert);
+                self.groups.push(start..end);
+            }
+            (*next, start) = (start as u32, end);
+        }
+        self.rows.resize(chosen.len(), 0);
+        self.of_choice.resize(chosen.len(), 0);
+        for (choice, expert) in chosen.iter().enumerate() {
+            let assignment = &mut next[*expert as usize];
+            self.rows[*assignment as usize] = (choice / k) as u32;
+            self.of_choice[choice] = *assignment;
+            *assignment += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_choice_has_one_assignment_and_rows_of_an_expert_keep_their_order() {
+        let chosen = [3, 1, 0, 3, 1, 3, 3, 0]; // four rows, two choices each
+        let mut assignments = Assignments::with_capacity(8, 5);
+        for _ in 0..2 {
+            assignments.group(&chosen, 2, 5);
+            assert_eq!(assignments.experts, [0, 1, 3]);
+            assert_eq!(assignments.groups, [0..2, 2..4, 4..8]);
+            assert_eq!(assignments.rows, [1, 3, 0, 2, 0, 1, 2, 3]);
+            for (choice, assignment) in assignments.of_choice.iter().enumerate() {
+                assert_eq!(assignments.rows[*assignment as usize] as usize, choice / 2);
+            }
+        }
+    }
+}

@@ -3,20 +3,18 @@
 //! Tiny models say noise, and a token is a byte: characters are cut in half and stop strings are split over tokens
 //! without any effort. Every run of an engine goes through [`run`], which checks what must be true of any stream of events.
 
-use std::collections::{BTreeMap, HashMap};
+mod poison;
+
+use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::fs;
 use std::num::NonZeroUsize;
-use std::path::Path;
 
 use engine_core::kv_cache::blocks_for;
-use engine_core::sampler::{SampleError, Sampler, SamplingParams};
+use engine_core::sampler::{Sampler, SamplingParams};
 use engine_core::session::{
     Completion, Engine, EngineOptions, Evaluator, Event, FinishReason, Refused, Request, SequenceError, SequenceId,
 };
 use engine_core::text::Tokenizer;
-use safetensors::SafeTensors;
-use safetensors::tensor::TensorView;
 use simd::{Dtype, Isa};
 use tempfile::TempDir;
 
@@ -191,13 +189,12 @@ fn seeded(seed: u64) -> SamplingParams {
 
 /// Nine requests of different lengths and ways to draw; prompts end inside of blocks and beyond one.
 fn nine_requests() -> Vec<Request> {
-    let greedy = |len, max_tokens| request(noise(len, max_tokens as u32), max_tokens, GREEDY);
     let drawn = |len, max_tokens, sampling| request(noise(len, max_tokens as u32), max_tokens, sampling);
     vec![
-        greedy(5, 12),
+        drawn(5, 12, GREEDY),
         drawn(70, 7, seeded(1)),
         drawn(1, 20, SamplingParams { temperature: 0.7, top_k: 20, ..seeded(2) }),
-        greedy(33, 1),
+        drawn(33, 1, GREEDY),
         drawn(2, 16, SamplingParams { top_p: 0.9, ..seeded(u64::MAX) }),
         Request { stop: vec!["e".into(), "\u{fffd}".into()], ..drawn(17, 19, seeded(4)) },
         drawn(130, 3, SamplingParams { temperature: 2.0, min_p: 0.02, ..seeded(5) }),
@@ -214,7 +211,7 @@ fn a_request_gets_the_same_alone_and_in_any_company_for_any_width_chunk_and_thre
         let want = speaker.alone(&requests);
         let mut all: Vec<_> = (1..=4).flat_map(|width| [1, 3, 256].map(|chunk| (width, chunk, 1))).collect();
         // More threads than cores wait for each other, so not everything is done with them.
-        all.extend([(1, 256, 2), (2, 3, 3), (3, 1, 2), (4, 3, 2), (4, 256, 3)]);
+        all.extend([(2, 16, 3), (3, 4, 2), (4, 256, 3)]);
         for (width, chunk, threads) in all {
             let mut engine = speaker.engine(sizes(width, chunk, threads));
             let what = format!("{family}, width {width}, chunks of {chunk}, {threads} threads");
@@ -234,7 +231,7 @@ fn tokens_are_drawn_from_the_logits_that_evaluating_the_whole_text_gives() {
         let speaker = Speaker::new(family);
         let model = load(speaker.folder.path(), options(Isa::detect()));
         let requests = nine_requests();
-        let streams = run(&mut speaker.engine(sizes(3, 7, 2)), &requests);
+        let streams = run(&mut speaker.engine(sizes(3, 7, 1)), &requests);
         for (request, stream) in requests.iter().zip(streams.values()) {
             let tokens = [&request.tokens[..], &stream.tokens].concat();
             let mut sampler = Sampler::new(request.sampling, speaker.tokenizer.vocab_size()).unwrap();
@@ -258,6 +255,23 @@ fn shown_text_is_the_detokenised_tokens() {
     requests.iter_mut().for_each(|request| request.stop.clear());
     for said in speaker.alone(&requests) {
         assert_eq!(said.text, speaker.tokenizer.decode(&said.tokens, true).unwrap());
+    }
+}
+
+#[test]
+fn a_step_brings_a_token_for_as_many_sequences_as_the_width_allows() {
+    let speaker = Speaker::new("llama");
+    for width in 1..=4 {
+        let mut engine = speaker.engine(sizes(width, 4, 1));
+        for seed in 0..9 {
+            engine.submit(request(noise(1, seed), 5, seeded(seed.into()))).unwrap();
+        }
+        for _ in 0..5 {
+            let mut events = Vec::new();
+            engine.step(&mut events);
+            let tokens = events.iter().filter(|event| matches!(event, Event::Token { .. })).count();
+            assert_eq!((tokens, engine.waiting()), (width, 9 - width));
+        }
     }
 }
 
@@ -329,10 +343,15 @@ fn an_end_of_text_token_ends_the_text_and_leaves_none() {
     assert!(late > 0);
     for at in [0, late] {
         let mut engine = speaker.engine_with_eos(ALONE, &[256, want.tokens[at]]);
-        let said = complete(&mut engine, &asked);
-        assert_eq!(said.tokens, want.tokens[..=at], "the ending token counts");
-        assert_eq!(said.text, speaker.tokenizer.decode(&want.tokens[..at], true).unwrap());
-        assert_eq!(said.finish_reason, FinishReason::Stop);
+        let text = speaker.tokenizer.decode(&want.tokens[..at], true).unwrap();
+        // The last character is held back, it could be the beginning of this stop string.
+        let held = text.chars().last().map(|last| format!("{last}, and so on"));
+        for stop in [None, held] {
+            let said = complete(&mut engine, &Request { stop: Vec::from_iter(stop), ..asked.clone() });
+            assert_eq!(said.tokens, want.tokens[..=at], "the ending token counts");
+            assert_eq!(said.text, text);
+            assert_eq!(said.finish_reason, FinishReason::Stop);
+        }
     }
 }
 
@@ -399,7 +418,6 @@ fn what_cannot_be_done_is_refused_without_a_trace() {
     for request in &neighbours[..3] {
         engine.submit(request.clone()).unwrap();
     }
-    engine.step(&mut Vec::new());
     let good = || neighbours[0].clone();
     let sampled = |sampling| Request { sampling, ..good() };
     let stopped = |stop: &[&str]| Request { stop: stop.iter().map(ToString::to_string).collect(), ..good() };
@@ -414,28 +432,14 @@ fn what_cannot_be_done_is_refused_without_a_trace() {
         (stopped(&["fine", ""]), "number 1 is empty"),
         (stopped(&["fine"; 17]), "17 were given"),
     ];
-    let state = |engine: &Engine| (engine.free_blocks(), engine.waiting(), engine.totals().prefill_tokens);
+    let state = |engine: &Engine| (engine.free_blocks(), engine.waiting());
     let before = state(&engine);
     for (request, reason) in bad {
         let refused = engine.submit(request).unwrap_err();
         assert!(refused.to_string().contains(reason), "{refused}");
         assert_eq!(state(&engine), before, "{refused}");
     }
-    let mut events = Vec::new();
-    while !engine.is_idle() {
-        engine.step(&mut events);
-    }
-    let mut got: Vec<(SequenceId, Said)> = finished(&events);
-    got.sort_by_key(|(id, _)| *id);
-    assert_eq!(got.into_iter().map(|(_, said)| said).collect::<Vec<_>>(), want);
-}
-
-fn finished(events: &[Event]) -> Vec<(SequenceId, Said)> {
-    let finished = |event: &Event| match event {
-        Event::Finished { id, completion } => Some((*id, completion.into())),
-        _ => None,
-    };
-    events.iter().filter_map(finished).collect()
+    assert_eq!(run_submitting(&mut engine, &[]).values().map(Stream::said).collect::<Vec<_>>(), want);
 }
 
 #[test]
@@ -465,86 +469,6 @@ fn after_cancelling_all_blocks_are_free_and_new_requests_get_what_they_would_hav
     }
 }
 
-/// In the prompt only: beyond the tokenizer's vocabulary, so no one ever draws it.
-const POISON: usize = VOCAB_SIZE - 1;
-const POISON_DIM: usize = 5;
-
-/// Gives [`POISON`] a dimension of the embedding that no other token has, and in the first layer's projection weights
-/// that make of it more than an F16 can hold. All weights stay finite.
-fn poison(folder: &Path, projection: &str) {
-    let mut changed = 0;
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_none_or(|extension| extension != "safetensors") {
-            continue;
-        }
-        let file = fs::read(&path).unwrap();
-        let shard = SafeTensors::deserialize(&file).unwrap();
-        let mut tensors: HashMap<String, (Vec<usize>, Vec<u8>)> = HashMap::new();
-        for (name, tensor) in shard.iter() {
-            let mut bytes = tensor.data().to_vec();
-            let hidden_size = tensor.shape().last().unwrap();
-            let column = |row: &mut [u8], value: f32| {
-                row[POISON_DIM * 2..][..2].copy_from_slice(&((value.to_bits() >> 16) as u16).to_le_bytes());
-            };
-            let rows = bytes.chunks_exact_mut(hidden_size * 2);
-            if name == "model.embed_tokens.weight" {
-                for (token, row) in rows.enumerate() {
-                    if token == POISON {
-                        row.fill(0);
-                    }
-                    column(row, if token == POISON { 1.0 } else { 0.0 });
-                }
-                changed += 1;
-            } else if name == format!("model.layers.0.self_attn.{projection}.weight") {
-                rows.for_each(|row| column(row, 1e6));
-                changed += 1;
-            }
-            tensors.insert(name.into(), (tensor.shape().to_vec(), bytes));
-        }
-        let views = tensors.iter().map(|(name, (shape, bytes))| {
-            (name, TensorView::new(safetensors::Dtype::BF16, shape.clone(), bytes).unwrap())
-        });
-        safetensors::serialize_to_file(views, None, &path).unwrap();
-    }
-    assert_eq!(changed, 2);
-}
-
-#[test]
-fn numbers_that_break_end_their_sequence_and_leave_its_neighbours_alone() {
-    for (family, projection) in [("llama", "k_proj"), ("llama", "v_proj"), ("qwen3_moe", "v_proj")] {
-        let speaker = Speaker::new(family);
-        poison(speaker.folder.path(), projection);
-        let requests = nine_requests();
-        let want = speaker.alone(&requests);
-        let mut poisoned = request(noise(40, 2), 6, seeded(1));
-        poisoned.tokens[20] = POISON as u32;
-        let mut mixed = requests.clone();
-        for at in [1, 4, 5] {
-            mixed.insert(at, poisoned.clone());
-        }
-        for sizes in [sizes(4, 256, 2), sizes(3, 7, 1)] {
-            let mut engine = speaker.engine(sizes);
-            // The second time in blocks that the broken numbers were in.
-            for _ in 0..2 {
-                let what = format!("{family}, {projection}, {sizes:?}");
-                let mut streams: Vec<Stream> = run(&mut engine, &mixed).into_values().collect();
-                for at in [5, 4, 1] {
-                    let stream = streams.remove(at);
-                    let broken = SequenceError::Sample(SampleError::NonFinite { index: 0, value: f32::NAN });
-                    let got = stream.end.unwrap().unwrap_err();
-                    assert_eq!(got.to_string(), broken.to_string(), "{what}");
-                    assert_eq!((stream.prefilled, stream.tokens.len()), (40, 0), "{what}");
-                }
-                assert_eq!(streams.iter().map(Stream::said).collect::<Vec<_>>(), want, "{what}");
-            }
-        }
-        // float32 holds them: it was the cache that broke them.
-        let mut engine = speaker.engine(EngineOptions { kv_dtype: Dtype::F32, ..ALONE });
-        assert_eq!(complete(&mut engine, &poisoned).tokens.len(), 6, "{family}, {projection}");
-    }
-}
-
 #[test]
 fn a_seed_says_the_same_again_and_another_seed_something_else() {
     let speaker = Speaker::new("qwen3_moe");
@@ -566,7 +490,7 @@ fn a_sequence_taken_up_anywhere_goes_on_as_it_would_have_gone_on() {
         let speaker = Speaker::new(family);
         for whole in [request(noise(60, 1), 12, seeded(9)), request(noise(7, 2), 12, GREEDY)] {
             let want = &speaker.alone(std::slice::from_ref(&whole))[0].tokens;
-            let mut engine = speaker.engine(sizes(4, 16, 2));
+            let mut engine = speaker.engine(sizes(4, 16, 1));
             let rest = |done: usize| Request {
                 tokens: [&whole.tokens[..], &want[..done]].concat(),
                 max_tokens: 12 - done,

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod damaged;
+mod engine;
 mod golden;
 mod mixture;
 mod models;

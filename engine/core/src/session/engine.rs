@@ -132,6 +132,11 @@ impl<'t> Engine<'t> {
         self.waiting.len()
     }
 
+    /// Blocks of keys and values that no sequence owns.
+    pub fn free_blocks(&self) -> usize {
+        self.kv.free_blocks()
+    }
+
     /// What was done since the start.
     pub fn totals(&self) -> &Totals {
         &self.totals
@@ -191,7 +196,6 @@ impl<'t> Engine<'t> {
         let bytes = self.space.bytes_read();
         self.totals.time += time;
         self.totals.bytes += bytes;
-        self.totals.generated_tokens += self.wanted.len();
         for (sequence, rows) in self.running.iter_mut().zip(&self.taken) {
             if !sequence.decodes() {
                 self.totals.prefill_tokens += rows;
@@ -257,7 +261,10 @@ impl<'t> Engine<'t> {
             }
             let logits = logits.next().expect("the logits of every sequence without pending tokens were wanted");
             let id = sequence.id;
-            match sequence.draw(logits, &self.eos) {
+            let drawn = sequence.draw(logits, &self.eos);
+            // Logits that no token came of are counted as read bytes, but not as a token.
+            self.totals.generated_tokens += usize::from(drawn.is_ok());
+            match drawn {
                 Ok((token, text, After::GoesOn)) => {
                     events.push(Event::Token { id, token, text });
                     index += 1;

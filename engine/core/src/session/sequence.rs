@@ -91,7 +91,8 @@ impl<'t> Sequence<'t> {
         let token = self.sampler.sample(logits, self.tokens.len() as u64)?.token;
         self.tokens.push(token);
         if eos.contains(&token) {
-            return Ok((token, self.finish_text(), After::Ended(FinishReason::Stop)));
+            let (text, _) = self.finish_text();
+            return Ok((token, text, After::Ended(FinishReason::Stop)));
         }
         let mut after = After::GoesOn;
         let piece = self.detokenizer.push(token)?;
@@ -104,21 +105,23 @@ impl<'t> Sequence<'t> {
         };
         self.text.push_str(&text);
         if matches!(after, After::GoesOn) && self.tokens.len() - self.prompt_tokens == self.max_tokens {
-            text.push_str(&self.finish_text());
-            after = After::Ended(FinishReason::Length);
+            let (rest, reason) = self.finish_text();
+            text.push_str(&rest);
+            after = After::Ended(reason);
         }
         Ok((token, text, after))
     }
 
-    /// Text that was held back.
-    fn finish_text(&mut self) -> String {
+    /// Text that was held back, and why it ends here: a character cut in half may still complete a stop string.
+    fn finish_text(&mut self) -> (String, FinishReason) {
         let rest = self.detokenizer.finish();
-        let mut text = match self.stop.push(&rest) {
-            StopOutcome::Continue(text) | StopOutcome::Stopped { text, .. } => text,
+        let (mut text, reason) = match self.stop.push(&rest) {
+            StopOutcome::Continue(text) => (text, FinishReason::Length),
+            StopOutcome::Stopped { text, .. } => (text, FinishReason::Stop),
         };
         text.push_str(&self.stop.finish());
         self.text.push_str(&text);
-        text
+        (text, reason)
     }
 
     /// Its last event.

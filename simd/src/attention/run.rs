@@ -126,7 +126,10 @@ impl Run<'_> {
 
     /// Scores of `S` rows, from `first` on, for all panels of a block that any of them sees.
     fn score<T: Single, const S: usize>(&mut self, step: T, block: usize, first: usize, query: &[f32], scale: f32) {
-        if const { T::PANELS >= 2 } {
+        // Few rows leave registers for more panels: more sums that do not wait for one another.
+        if const { T::PANELS >= 3 && S <= 4 } {
+            self.score_panels::<T, 4, S>(step, block, first, query, scale);
+        } else if const { T::PANELS >= 2 } {
             self.score_panels::<T, 2, S>(step, block, first, query, scale);
         } else {
             self.score_panels::<T, 1, S>(step, block, first, query, scale);
@@ -278,6 +281,19 @@ impl<T: Single, const S: usize> Compute for WeightedValues<'_, T, S> {
     #[inline(always)]
     fn compute(mut self) {
         let mut d = 0;
+        // Few rows leave registers for more columns: values are then read more nearly in the order in which they lie.
+        if const { T::PANELS >= 3 && S <= 2 } {
+            while d + 8 * PANEL <= self.head_dim {
+                self.columns::<8>(d);
+                d += 8 * PANEL;
+            }
+        }
+        if const { T::PANELS >= 3 && S <= 4 } {
+            while d + 4 * PANEL <= self.head_dim {
+                self.columns::<4>(d);
+                d += 4 * PANEL;
+            }
+        }
         if const { T::PANELS >= 2 } {
             while d + 2 * PANEL <= self.head_dim {
                 self.columns::<2>(d);

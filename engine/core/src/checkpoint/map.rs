@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 
 /// A file of weights, mapped read-only and shared with the page cache.
 pub struct MappedFile(Mmap);
@@ -32,6 +32,16 @@ impl MappedFile {
         let mut map = memmap2::MmapMut::map_anon(bytes.len()).unwrap();
         map.copy_from_slice(bytes);
         Self(map.make_read_only().unwrap())
+    }
+
+    /// Takes the file's pages out of this process; those that are read again come back from the page cache. Without it a
+    /// file that was read once counts as this process's memory, beside the copy that was made of it.
+    ///
+    /// # Errors
+    /// What the system says; nothing is lost by it.
+    pub fn release(&self) -> io::Result<()> {
+        // SAFETY: the map is of a file, shared and read-only: pages that are dropped come back with the same bytes.
+        unsafe { self.0.unchecked_advise(UncheckedAdvice::DontNeed) }
     }
 
     /// The file's bytes.

@@ -142,6 +142,14 @@ impl Checkpoint {
         &self.shards[location.shard].map.bytes()[location.bytes.clone()]
     }
 
+    /// Takes the shards' pages out of this process, see [`MappedFile::release`]. That is thrift, not need: a system that
+    /// does not do it is asked in vain.
+    pub fn release(&self) {
+        for shard in &self.shards {
+            let _ = shard.map.release();
+        }
+    }
+
     /// Refuses NaN and infinite weights in tensor `name`: a damaged file is found before it speaks.
     ///
     /// # Errors

@@ -166,6 +166,9 @@ impl Model {
             })
             .collect();
             workers.install(|| group.into_par_iter().try_for_each(|job| job.run(&checkpoint, options.isa)))?;
+            if options.load == Load::Resident {
+                checkpoint.release();
+            }
             done_bytes += group_bytes;
             progress(LoadProgress { done_bytes, total_bytes });
         }

@@ -25,7 +25,11 @@ impl<'m> Evaluator<'m> {
     ///
     /// # Errors
     /// If the system does not give the memory of the cache.
+    ///
+    /// # Panics
+    /// If `chunk` is 0.
     pub fn new(model: &'m Model, mut pool: Pool, kv_dtype: Dtype, ctx_size: usize, chunk: usize) -> io::Result<Self> {
+        assert!(chunk > 0, "a step of no rows");
         let shape = KvShape::new(model.config(), kv_dtype, blocks_for(ctx_size));
         let mut kv = KvCache::new(shape, &mut pool)?;
         let tables = [kv.take(shape.blocks).unwrap_or_default()];

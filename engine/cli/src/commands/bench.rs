@@ -89,7 +89,8 @@ pub(crate) fn run(arguments: &Bench) -> Result<(), Failure> {
     let mut kv = KvCache::new(shape, &mut pool)?;
     let load_seconds = start.elapsed().as_secs_f64();
 
-    let tables = (0..width).map(|_| kv.take(blocks_for(ctx_size)).unwrap_or_default()).collect();
+    let tables =
+        (0..width).map(|_| kv.take(blocks_for(ctx_size)).expect("the cache was made for these tables")).collect();
     let space = Workspace::new(&model, pool, request.ubatch_size.max(width), width);
     let mut bencher =
         Bencher { model: &model, kv, space, tables, ubatch_size: request.ubatch_size, random: 0x9E37_79B9_7F4A_7C15 };

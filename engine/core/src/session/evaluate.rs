@@ -32,7 +32,7 @@ impl<'m> Evaluator<'m> {
         assert!(chunk > 0, "a step of no rows");
         let shape = KvShape::new(model.config(), kv_dtype, blocks_for(ctx_size));
         let mut kv = KvCache::new(shape, &mut pool)?;
-        let tables = [kv.take(shape.blocks).unwrap_or_default()];
+        let tables = [kv.take(shape.blocks).expect("a new cache has all of its blocks")];
         let space = Workspace::new(model, pool, chunk, chunk);
         Ok(Self { model, kv, tables, space, ctx_size, chunk, position: 0 })
     }

@@ -9,6 +9,7 @@
 //! subnormal numbers as zero.
 
 mod matrix;
+pub mod packed;
 mod peak;
 mod rows;
 
@@ -16,12 +17,15 @@ use std::ops::Range;
 
 use bytemuck::cast_slice;
 
-use crate::arch::step::{self, Step, Tile};
+use crate::arch::step::{self, Step, Tile, Unpack};
 use crate::isa::with_lanes;
 use crate::{Dtype, Isa};
 
+#[cfg(target_arch = "x86_64")]
+use crate::Avx512;
 use matrix::Layout;
 pub use matrix::{Matrix, PANEL, PanelScratch};
+use packed::{Packed, PackedTile};
 pub use peak::spin_at_peak;
 pub use rows::{Activations, ActivationsError, RowForm, Rows};
 
@@ -32,11 +36,12 @@ const PANELS_MAX: usize = 3;
 ///
 /// `sums` starts with the first panel of `panels`; lanes beyond the last row of `w` hold nothing of use. Rows may be
 /// selected in any order and repeatedly. The bits of an element depend on nothing but its row of `w`, its row of `x` and
-/// the ISA; a row-major `w` is laid into panels in `scratch`, tile by tile, and gives the bits that panels give.
+/// the ISA; a row-major or packed `w` gives the bits that panels give, for it is laid into panels in `scratch`, tile by
+/// tile, where it is not unpacked in registers.
 ///
 /// # Panics
 /// If `x` was prepared for another ISA, dtype or width than `w` has, if a panel or a selected row does not exist, if
-/// `sums` has another length than `panels.len() * select.len()`, or if `w` is row-major and `scratch` too small.
+/// `sums` has another length than `panels.len() * select.len()`, or if `w` is not in plain panels and `scratch` too small.
 pub fn multiply(
     isa: Isa,
     w: &Matrix,
@@ -52,7 +57,10 @@ pub fn multiply(
     let call = Call { isa, w, panels, x, select, scratch, sums };
     match (isa, w.dtype()) {
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512(token), Dtype::Bf16) => call.run(token),
+        (Isa::Avx512(token), Dtype::Bf16) => match w.layout() {
+            Layout::Packed(packed) if call.streams() <= Avx512::STREAMS => call.run_packed(token, packed),
+            _ => call.run(token),
+        },
         (_, Dtype::Bf16) => with_lanes!(isa, lanes => call.run(step::Bf16Pairs(lanes))),
         (_, Dtype::F16) => with_lanes!(isa, lanes => call.run(step::F16(lanes))),
         (_, Dtype::F32) => with_lanes!(isa, lanes => call.run(step::F32(lanes))),
@@ -70,6 +78,38 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
+    /// Streams of activations: what a weight is multiplied with.
+    fn streams(&self) -> usize {
+        self.select.len() * self.x.form().terms()
+    }
+
+    /// One tile of streams: weights are unpacked once, in registers. More streams would unpack them again and again, and
+    /// get plain panels in scratch instead.
+    fn run_packed<T: Unpack>(self, step: T, packed: Packed) {
+        let (select, mut sums) = (self.select, self.sums);
+        if select.is_empty() {
+            return;
+        }
+        let streams = select.len() * self.x.form().terms();
+        let mut first = self.panels.start;
+        while first < self.panels.end {
+            let count = if streams <= T::STREAMS / 2 { 2.min(self.panels.end - first) } else { 1 };
+            let (now, later) = sums.split_at_mut(count * select.len());
+            macro_rules! tile {
+                ($($streams:literal)*) => {
+                    match (count, streams) {
+                        $((1, $streams) => packed_tile::<T, 1, $streams>(step, packed, first, self.x, select, now),
+                        (2, $streams) => packed_tile::<T, 2, $streams>(step, packed, first, self.x, select, now),)*
+                        (panels, streams) => unreachable!("a tile of {panels} panels and {streams} streams"),
+                    }
+                };
+            }
+            tile!(1 2 3 4 5 6 7 8);
+            sums = later;
+            first += count;
+        }
+    }
+
     fn run<T: Step>(self, step: T) {
         const { assert!(T::PANELS <= PANELS_MAX) };
         if self.select.is_empty() {
@@ -78,7 +118,7 @@ impl Call<'_> {
         let panel_bytes = self.w.bytes_of_panel();
         // Few rows are bound by reading, and each panel of a tile is a stream of its own to the memory: two hide the
         // latency of a step. Many rows are bound by arithmetic, and a wider tile loads less for each product.
-        let streams = self.select.len() * self.x.form().terms();
+        let streams = self.streams();
         let width = if streams <= T::STREAMS / 2 { T::PANELS.min(2) } else { T::PANELS };
         let mut sums = self.sums;
         let mut first = self.panels.start;
@@ -86,7 +126,7 @@ impl Call<'_> {
             let count = width.min(self.panels.end - first);
             let bytes = match self.w.layout() {
                 Layout::Panels => &self.w.bytes()[first * panel_bytes..][..count * panel_bytes],
-                Layout::RowMajor => {
+                Layout::RowMajor | Layout::Packed(_) => {
                     let bytes = self.scratch.bytes_mut(count * panel_bytes);
                     for (i, out) in (first..first + count).zip(bytes.chunks_exact_mut(panel_bytes.max(1))) {
                         self.w.pack_panel_with(self.isa, i, out);
@@ -151,6 +191,38 @@ fn tile<T: Step, const P: usize, const S: usize>(
         *stream = &row[s % terms * steps..][..steps];
     }
     let tile = step.vectorize(Tile { step, w, x: streams });
+    store(&tile, terms, sums, selected, done);
+}
+
+/// As [`tile`], for packed panels from `first` on and all selected rows.
+fn packed_tile<T: Unpack, const P: usize, const S: usize>(
+    step: T,
+    packed: Packed,
+    first: usize,
+    x: &Rows,
+    select: &[u32],
+    sums: &mut [[f32; PANEL]],
+) {
+    let terms = x.form().terms();
+    let steps = x.form().words() / terms;
+    let w = std::array::from_fn(|p| packed.panel(first + p));
+    let mut streams: [&[T::X]; S] = [&[]; S];
+    for (s, stream) in streams.iter_mut().enumerate() {
+        let row = cast_slice(x.row(select[s / terms]));
+        *stream = &row[s % terms * steps..][..steps];
+    }
+    let tile: [[[f32; PANEL]; P]; S] = step.vectorize(PackedTile { step, w, x: streams });
+    store(&tile, terms, sums, select.len(), 0);
+}
+
+/// Adds the terms of each row; the rows of the tile are those from `done` on of `selected`.
+fn store<const P: usize>(
+    tile: &[[[f32; PANEL]; P]],
+    terms: usize,
+    sums: &mut [[f32; PANEL]],
+    selected: usize,
+    done: usize,
+) {
     for (i, terms) in tile.chunks_exact(terms).enumerate() {
         for p in 0..P {
             let out = &mut sums[p * selected + done + i];

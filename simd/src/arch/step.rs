@@ -36,6 +36,20 @@ pub(crate) trait Single: Step<Raw = [Self::Element; 16], X = f32> {
     fn resume(self, sums: &[f32; 16]) -> Self::Sums;
 }
 
+/// Steps whose lines of 16 pairs can be put together in registers from the 12-bit form, see
+/// [`matmul::packed`](crate::matmul::packed).
+pub(crate) trait Unpack: Step<Raw = [u16; 32]> {
+    /// The four lines of two blocks, without their patches.
+    fn unpack(self, group: &[[u8; 64]; 3], bases: &[u8; 2]) -> [Self::W; 4];
+    /// `line` with word `word`, below 32, replaced.
+    fn replace(self, line: Self::W, word: u32, value: u16) -> Self::W;
+    fn line(self, line: Self::W) -> [u16; 32];
+    /// Bit `i` is the highest bit of byte `i`.
+    fn sign_bits(self, bytes: &[u8; 64]) -> u64;
+    /// Asks for the line that lies `bytes` behind the start of `from`; there need not be one.
+    fn prefetch<R>(self, from: &R, bytes: usize);
+}
+
 /// BF16 weights in pairs: `k` even, then `k` odd.
 #[derive(Clone, Copy)]
 pub(crate) struct Bf16Pairs<L>(pub(crate) L);

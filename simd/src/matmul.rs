@@ -11,13 +11,14 @@
 mod matrix;
 pub mod packed;
 mod peak;
+mod row_major;
 mod rows;
 
 use std::ops::Range;
 
 use bytemuck::cast_slice;
 
-use crate::arch::step::{self, Step, Tile, Unpack};
+use crate::arch::step::{self, Gather, Step, Tile};
 use crate::isa::with_lanes;
 use crate::{Dtype, Isa};
 
@@ -27,6 +28,7 @@ use matrix::Layout;
 pub use matrix::{Matrix, PANEL, PanelScratch};
 use packed::{Packed, PackedTile};
 pub use peak::spin_at_peak;
+use row_major::RowsTile;
 pub use rows::{Activations, ActivationsError, RowForm, Rows};
 
 /// No ISA's tile has more panels than this.
@@ -59,6 +61,7 @@ pub fn multiply(
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx512(token), Dtype::Bf16) => match w.layout() {
             Layout::Packed(packed) if call.streams() <= Avx512::STREAMS => call.run_packed(token, packed),
+            Layout::RowMajor if call.can_turn::<Avx512>() => call.run_rows(token),
             _ => call.run(token),
         },
         (_, Dtype::Bf16) => with_lanes!(isa, lanes => call.run(step::Bf16Pairs(lanes))),
@@ -83,30 +86,57 @@ impl Call<'_> {
         self.select.len() * self.x.form().terms()
     }
 
-    /// One tile of streams: weights are unpacked once, in registers. More streams would unpack them again and again, and
-    /// get plain panels in scratch instead.
-    fn run_packed<T: Unpack>(self, step: T, packed: Packed) {
-        let (select, mut sums) = (self.select, self.sums);
-        if select.is_empty() {
+    /// Whether the matrix is whole panels of whole lines, and the streams one tile.
+    fn can_turn<T: Gather>(&self) -> bool {
+        let row_bytes = self.w.cols() * self.w.dtype().size();
+        self.streams() <= T::STREAMS && row_bytes.is_multiple_of(64) && self.w.rows().is_multiple_of(PANEL)
+    }
+
+    /// One tile of streams times row-major weights: they are turned once, in registers. With more streams they would be
+    /// turned again and again, and get plain panels in scratch instead.
+    fn run_rows<T: Gather>(self, step: T) {
+        let streams = self.streams();
+        if streams == 0 {
             return;
         }
-        let streams = select.len() * self.x.form().terms();
-        let mut first = self.panels.start;
-        while first < self.panels.end {
-            let count = if streams <= T::STREAMS / 2 { 2.min(self.panels.end - first) } else { 1 };
-            let (now, later) = sums.split_at_mut(count * select.len());
+        let panel_bytes = self.w.bytes_of_panel();
+        for (panel, sums) in self.panels.clone().zip(self.sums.chunks_exact_mut(self.select.len())) {
+            let rows = &self.w.bytes()[panel * panel_bytes..][..panel_bytes];
+            let more = panel + 1 < self.panels.end;
             macro_rules! tile {
                 ($($streams:literal)*) => {
-                    match (count, streams) {
-                        $((1, $streams) => packed_tile::<T, 1, $streams>(step, packed, first, self.x, select, now),
-                        (2, $streams) => packed_tile::<T, 2, $streams>(step, packed, first, self.x, select, now),)*
+                    match streams {
+                        $($streams => rows_tile::<T, $streams>(step, rows, more, self.x, self.select, sums),)*
+                        streams => unreachable!("a tile of {streams} streams"),
+                    }
+                };
+            }
+            tile!(1 2 3 4 5 6 7 8);
+        }
+    }
+
+    /// As [`run_rows`](Self::run_rows), for packed weights.
+    fn run_packed<T: Gather>(self, step: T, packed: Packed) {
+        let streams = self.streams();
+        if streams == 0 {
+            return;
+        }
+        // Registers for the lines of two panels beside the sums of few streams.
+        let width = if streams <= T::STREAMS / 2 { 2 } else { 1 };
+        let firsts = self.panels.clone().step_by(width);
+        for (first, sums) in firsts.zip(self.sums.chunks_mut(width * self.select.len())) {
+            macro_rules! tile {
+                ($($streams:literal)*) => {
+                    match (sums.len() / self.select.len(), streams) {
+                        $((1, $streams) => packed_tile::<T, 1, $streams>(step, packed, first, self.x, self.select, sums),)*
+                        $((2, $streams) if const { $streams <= T::STREAMS / 2 } => {
+                            packed_tile::<T, 2, $streams>(step, packed, first, self.x, self.select, sums);
+                        })*
                         (panels, streams) => unreachable!("a tile of {panels} panels and {streams} streams"),
                     }
                 };
             }
             tile!(1 2 3 4 5 6 7 8);
-            sums = later;
-            first += count;
         }
     }
 
@@ -194,8 +224,28 @@ fn tile<T: Step, const P: usize, const S: usize>(
     store(&tile, terms, sums, selected, done);
 }
 
+/// As [`tile`], for one panel that lies row after row and all selected rows.
+fn rows_tile<T: Gather, const S: usize>(
+    step: T,
+    rows: &[u8],
+    more: bool,
+    x: &Rows,
+    select: &[u32],
+    sums: &mut [[f32; PANEL]],
+) {
+    let terms = x.form().terms();
+    let steps = x.form().words() / terms;
+    let mut streams: [&[T::X]; S] = [&[]; S];
+    for (s, stream) in streams.iter_mut().enumerate() {
+        let row = cast_slice(x.row(select[s / terms]));
+        *stream = &row[s % terms * steps..][..steps];
+    }
+    let tile = step.vectorize(RowsTile { step, rows, more, x: streams });
+    store(&tile, terms, sums, select.len(), 0);
+}
+
 /// As [`tile`], for packed panels from `first` on and all selected rows.
-fn packed_tile<T: Unpack, const P: usize, const S: usize>(
+fn packed_tile<T: Gather, const P: usize, const S: usize>(
     step: T,
     packed: Packed,
     first: usize,

@@ -31,7 +31,7 @@ use bytemuck::{cast_slice, cast_slice_mut};
 use super::PANEL;
 use crate::Isa;
 use crate::arch::Compute;
-use crate::arch::step::Unpack;
+use crate::arch::step::Gather;
 
 /// Columns that share a line of bases.
 const SPAN_COLS: usize = 256;
@@ -264,7 +264,7 @@ impl PackedPanel<'_> {
         let out: &mut [[[u16; 32]; 4]] = cast_slice_mut(out);
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(token) => token.vectorize(Expand { unpack: token, panel: self, out }),
+            Isa::Avx512(token) => token.vectorize(Expand { gather: token, panel: self, out }),
             _ => isa.compute(ExpandPortably { panel: self, out }),
         }
     }
@@ -273,49 +273,41 @@ impl PackedPanel<'_> {
 use crate::arch::step::Step as _;
 
 struct Expand<'a, T> {
-    unpack: T,
+    gather: T,
     panel: PackedPanel<'a>,
     out: &'a mut [[[u16; 32]; 4]],
 }
 
-impl<T: Unpack> Compute for Expand<'_, T> {
+impl<T: Gather> Compute for Expand<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn compute(self) {
-        let Self { unpack, panel, out } = self;
+        let Self { gather, panel, out } = self;
         let mut patches = panel.patches;
         let mut out = out.iter_mut();
         for (bases, groups) in spans(panel.bytes) {
             for ((bases, group), out) in bases.as_chunks().0.iter().zip(groups).zip(&mut out) {
-                let mut lines = unpack.unpack(group, bases);
+                *out = gather.unpack(group, bases).map(|line| gather.line(line));
                 if (bases[0] | bases[1]) & HAS_PATCHES != 0 {
-                    patches = patch(unpack, *bases, patches, &mut lines);
+                    patches = patch(*bases, patches, out);
                 }
-                *out = lines.map(|line| unpack.line(line));
             }
         }
     }
 }
 
 /// Puts patches into the four lines of a group; gives the patches that are left.
-#[inline(always)]
-fn patch<'a, T: Unpack>(unpack: T, bases: [u8; 2], mut patches: &'a [u32], lines: &mut [T::W; 4]) -> &'a [u32] {
+#[cold]
+fn patch<'a>(bases: [u8; 2], mut patches: &'a [u32], lines: &mut [[u16; 32]; 4]) -> &'a [u32] {
     for (half, base) in bases.into_iter().enumerate() {
         if base & HAS_PATCHES == 0 {
             continue;
         }
         while let Some((patch, rest)) = patches.split_first() {
             patches = rest;
-            let (word, value) = (patch >> 16 & 31, *patch as u16);
-            // Not indexed by a number of run time: lines stay in registers.
-            let line = match (half, patch >> 16 & 32) {
-                (0, 0) => &mut lines[0],
-                (0, _) => &mut lines[1],
-                (_, 0) => &mut lines[2],
-                (..) => &mut lines[3],
-            };
-            *line = unpack.replace(*line, word, value);
+            let word = (patch >> 16) as usize & 63;
+            lines[2 * half + word / 32][word % 32] = *patch as u16;
             if patch & LAST_PATCH != 0 {
                 break;
             }
@@ -352,17 +344,9 @@ impl Compute for ExpandPortably<'_> {
                             }
                         }
                     }
-                    if bases[half] & HAS_PATCHES == 0 {
-                        continue;
-                    }
-                    while let Some((patch, rest)) = patches.split_first() {
-                        patches = rest;
-                        let word = (patch >> 16) as usize & 63;
-                        out[2 * half + word / 32][word % 32] = *patch as u16;
-                        if patch & LAST_PATCH != 0 {
-                            break;
-                        }
-                    }
+                }
+                if (bases[0] | bases[1]) & HAS_PATCHES != 0 {
+                    patches = patch(*bases, patches, out);
                 }
             }
         }
@@ -370,7 +354,7 @@ impl Compute for ExpandPortably<'_> {
 }
 
 /// `P` packed panels times `S` streams of activations: weights are put together in registers and used at once.
-pub(super) struct PackedTile<'a, T: Unpack, const P: usize, const S: usize> {
+pub(super) struct PackedTile<'a, T: Gather, const P: usize, const S: usize> {
     pub(super) step: T,
     pub(super) w: [PackedPanel<'a>; P],
     pub(super) x: [&'a [T::X]; S],
@@ -379,7 +363,7 @@ pub(super) struct PackedTile<'a, T: Unpack, const P: usize, const S: usize> {
 /// How far ahead of itself a kernel asks for a panel's lines.
 const PREFETCH_BYTES: usize = 2048;
 
-impl<T: Unpack, const P: usize, const S: usize> Compute for PackedTile<'_, T, P, S> {
+impl<T: Gather, const P: usize, const S: usize> Compute for PackedTile<'_, T, P, S> {
     type Output = [[[f32; 16]; P]; S];
 
     #[inline(always)]
@@ -397,6 +381,7 @@ impl<T: Unpack, const P: usize, const S: usize> Compute for PackedTile<'_, T, P,
                 let (now, later) = rest[p].split_at(span);
                 rest[p] = later;
                 let (head, tail) = now.split_at(LINE_BYTES);
+                step.prefetch(head, PREFETCH_BYTES);
                 bases[p] = cast_slice::<u8, [[u8; 2]; 32]>(head).first().expect("a span begins with a line of bases");
                 groups[p] = cast_slice(tail);
             }
@@ -408,20 +393,25 @@ impl<T: Unpack, const P: usize, const S: usize> Compute for PackedTile<'_, T, P,
             for s in 0..S {
                 (now[s], x[s]) = x[s].split_at(count);
             }
-            let asking: [u64; P] = bases.map(|bases| step.sign_bits(bytemuck::cast_ref(bases)));
+            let asking = bases.iter().fold(0, |asking, bases| asking | step.sign_bits(bytemuck::cast_ref(*bases)));
             for g in 0..count.min(32) {
-                for p in 0..P {
-                    let group = &groups[p][g];
+                let mut lines: [[T::W; 4]; P] = std::array::from_fn(|p| {
                     for line in 0..3 {
-                        step.prefetch(group, PREFETCH_BYTES + line * LINE_BYTES);
+                        step.prefetch(&groups[p][g], PREFETCH_BYTES + line * LINE_BYTES);
                     }
-                    let mut lines = step.unpack(group, &bases[p][g]);
-                    if asking[p] >> (2 * g) & 3 != 0 {
-                        patches[p] = patch(step, bases[p][g], patches[p], &mut lines);
+                    step.unpack(&groups[p][g], &bases[p][g])
+                });
+                if asking >> (2 * g) & 3 != 0 {
+                    for p in 0..P {
+                        let mut words = lines[p].map(|line| step.line(line));
+                        patches[p] = patch(bases[p][g], patches[p], &mut words);
+                        lines[p] = words.map(|words| step.weights(&words));
                     }
-                    for j in 0..4 {
-                        for s in 0..S {
-                            sums[s][p] = step.step(lines[j], &now[s][g][j], sums[s][p]);
+                }
+                for j in 0..4 {
+                    for s in 0..S {
+                        for p in 0..P {
+                            sums[s][p] = step.step(lines[p][j], &now[s][g][j], sums[s][p]);
                         }
                     }
                 }

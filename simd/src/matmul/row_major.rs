@@ -25,6 +25,7 @@ pub(super) struct RowsTile<'a, T: Gather, const S: usize> {
 impl<T: Gather, const S: usize> Compute for RowsTile<'_, T, S> {
     type Output = [[[f32; PANEL]; 1]; S];
 
+    #[expect(clippy::needless_range_loop, reason = "a line of each row and of each stream")]
     #[inline(always)]
     fn compute(self) -> Self::Output {
         let Self { step, rows, more, x } = self;

@@ -9,19 +9,23 @@
 //! subnormal numbers as zero.
 
 mod matrix;
+pub(crate) mod mxfp4;
 mod peak;
 mod rows;
 
 use std::ops::Range;
 
-use bytemuck::cast_slice;
+use bytemuck::{Pod, cast_slice};
 
+#[cfg(target_arch = "x86_64")]
+use crate::Avx512;
 use crate::arch::step::{self, Step, Tile};
 use crate::isa::with_lanes;
 use crate::{Dtype, Isa};
 
 use matrix::Layout;
 pub use matrix::{Matrix, PANEL, PanelScratch};
+pub use mxfp4::{MXFP4_BLOCK, MXFP4_SCALES};
 pub use peak::spin_at_peak;
 pub use rows::{Activations, ActivationsError, RowForm, Rows};
 
@@ -52,6 +56,8 @@ pub fn multiply(
     let call = Call { isa, w, panels, x, select, scratch, sums };
     match (isa, w.dtype()) {
         #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512(token), Dtype::Bf16) if call.is_one_tile_of_mxfp4::<Avx512>() => call.run_mxfp4(token),
+        #[cfg(target_arch = "x86_64")]
         (Isa::Avx512(token), Dtype::Bf16) => call.run(token),
         (_, Dtype::Bf16) => with_lanes!(isa, lanes => call.run(step::Bf16Pairs(lanes))),
         (_, Dtype::F16) => with_lanes!(isa, lanes => call.run(step::F16(lanes))),
@@ -75,7 +81,7 @@ impl Call<'_> {
         if self.select.is_empty() {
             return;
         }
-        let panel_bytes = self.w.bytes_of_panel();
+        let panel_bytes = self.w.bytes_of_expanded_panel();
         // Few rows are bound by reading, and each panel of a tile is a stream of its own to the memory: two hide the
         // latency of a step. Many rows are bound by arithmetic, and a wider tile loads less for each product.
         let streams = self.select.len() * self.x.form().terms();
@@ -86,10 +92,10 @@ impl Call<'_> {
             let count = width.min(self.panels.end - first);
             let bytes = match self.w.layout() {
                 Layout::Panels => &self.w.bytes()[first * panel_bytes..][..count * panel_bytes],
-                Layout::RowMajor => {
+                _ => {
                     let bytes = self.scratch.bytes_mut(count * panel_bytes);
                     for (i, out) in (first..first + count).zip(bytes.chunks_exact_mut(panel_bytes.max(1))) {
-                        self.w.pack_panel_with(self.isa, i, out);
+                        self.w.expand_panel(self.isa, i, out);
                     }
                     &*bytes
                 }
@@ -139,18 +145,35 @@ fn tile<T: Step, const P: usize, const S: usize>(
     selected: usize,
     done: usize,
 ) {
-    let terms = x.form().terms();
     let steps = raw.len() / P;
     let mut w: [&[T::Raw]; P] = [&[]; P];
     for (p, w) in w.iter_mut().enumerate() {
         *w = &raw[p * steps..][..steps];
     }
-    let mut streams: [&[T::X]; S] = [&[]; S];
+    let tile = step.vectorize(Tile { step, w, x: streams_of::<T::X, S>(x, select_now) });
+    write_tile(&tile, x.form().terms(), sums, selected, done);
+}
+
+/// The streams of the selected rows: each row's terms, one after the other.
+fn streams_of<'a, X: Pod, const S: usize>(x: &'a Rows, select: &[u32]) -> [&'a [X]; S] {
+    let terms = x.form().terms();
+    let mut streams: [&[X]; S] = [&[]; S];
     for (s, stream) in streams.iter_mut().enumerate() {
-        let row = cast_slice(x.row(select_now[s / terms]));
+        let row: &[X] = cast_slice(x.row(select[s / terms]));
+        let steps = row.len() / terms;
         *stream = &row[s % terms * steps..][..steps];
     }
-    let tile = step.vectorize(Tile { step, w, x: streams });
+    streams
+}
+
+/// Adds up the terms of the tile's rows and puts them where rows from `done` on of `selected` belong.
+fn write_tile<const P: usize>(
+    tile: &[[[f32; PANEL]; P]],
+    terms: usize,
+    sums: &mut [[f32; PANEL]],
+    selected: usize,
+    done: usize,
+) {
     for (i, terms) in tile.chunks_exact(terms).enumerate() {
         for p in 0..P {
             let out = &mut sums[p * selected + done + i];

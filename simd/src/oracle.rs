@@ -16,6 +16,17 @@ pub fn multiply(w: &[f32], x: &[f32], [rows, cols]: [usize; 2]) -> (Vec<f64>, Ve
     (sums, magnitudes)
 }
 
+/// Values of MXFP4 `blocks`, two a byte, the first in the lower half, with a byte of `scales` for each 16 bytes.
+pub fn mxfp4(blocks: &[u8], scales: &[u8]) -> Vec<f64> {
+    let magnitude = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+    let value = |i: usize| {
+        let nibble = usize::from(blocks[i / 2] >> (i % 2 * 4) & 15);
+        let sign = if nibble < 8 { 1.0 } else { -1.0 };
+        sign * magnitude[nibble % 8] * 2_f64.powi(i32::from(scales[i / 32]) - 127)
+    };
+    (0..2 * blocks.len()).map(value).collect()
+}
+
 /// Attention of one query over the `visible` of `keys` and `values`, both `[positions, head_dim]`.
 pub fn attention(query: &[f32], keys: &[f32], values: &[f32], scale: f64, visible: Range<usize>) -> Vec<f64> {
     let head_dim = query.len();

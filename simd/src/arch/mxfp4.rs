@@ -14,6 +14,7 @@ pub(crate) type Line = [u8; 64];
 pub(crate) const BLOCK_STEPS: usize = 16;
 /// Lines of weights of a block.
 pub(crate) const BLOCK_LINES: usize = 4;
+const LINE_STEPS: usize = BLOCK_STEPS / BLOCK_LINES;
 /// Blocks that share a line of scales.
 pub(crate) const GROUP_BLOCKS: usize = 4;
 /// Lines of a whole group: one of scales, then its blocks.
@@ -45,6 +46,7 @@ impl<T: Mxfp4Step, const P: usize, const S: usize> Compute for Mxfp4Tile<'_, T, 
     type Output = [[[f32; PANEL]; P]; S];
 
     #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "one index for the lines of all panels")]
     fn compute(self) -> Self::Output {
         let Self { step, w, x } = self;
         let mut sums = [[step.zero(); P]; S];
@@ -63,14 +65,14 @@ impl<T: Mxfp4Step, const P: usize, const S: usize> Compute for Mxfp4Tile<'_, T, 
                 for p in 1..P {
                     nibbles[p] = step.nibbles(&lines[p][l]);
                 }
-                for k in l * BLOCK_LINES..(l + 1) * BLOCK_LINES {
+                for j in 0..LINE_STEPS {
                     let mut weights = [step.expand(nibbles[0], scales[0]); P];
                     for p in 1..P {
                         weights[p] = step.expand(nibbles[p], scales[p]);
                     }
                     for s in 0..S {
                         for p in 0..P {
-                            sums[s][p] = step.step(weights[p], &x[s][k], sums[s][p]);
+                            sums[s][p] = step.step(weights[p], &x[s][l * LINE_STEPS + j], sums[s][p]);
                         }
                     }
                     for nibbles in &mut nibbles {

@@ -200,7 +200,7 @@ impl<'a> Matrix<'a> {
     pub(super) fn expand_panel(&self, isa: Isa, panel: usize, out: &mut [u8]) {
         match self.layout {
             Layout::RowMajor | Layout::Panels => self.pack_panel_with(isa, panel, out),
-            Layout::Mxfp4RowMajor => mxfp4::expand(isa, mxfp4::Weights::Published(self.published_rows(panel)), out),
+            Layout::Mxfp4RowMajor => mxfp4::expand(isa, mxfp4::Weights::Published(&self.published_rows(panel)), out),
             Layout::Mxfp4Panels => {
                 let bytes = self.bytes_of_panel();
                 mxfp4::expand(isa, mxfp4::Weights::Panel(&self.bytes[panel * bytes..][..bytes]), out);

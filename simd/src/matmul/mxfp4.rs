@@ -86,7 +86,7 @@ pub(super) fn expand(isa: Isa, from: Weights, out: &mut [u8]) {
 
 #[derive(Clone, Copy)]
 pub(super) enum Weights<'a> {
-    Published(PublishedRows<'a>),
+    Published(&'a PublishedRows<'a>),
     Panel(&'a [u8]),
 }
 
@@ -166,7 +166,7 @@ impl<L: Lanes> Compute for Expand<'_, L> {
                 }
                 Weights::Published(rows) => {
                     let mut lines = [[0; 64]; GROUP_LINES];
-                    pack_group(self.lanes, &rows, group, &mut lines);
+                    pack_group(self.lanes, rows, group, &mut lines);
                     expand_group(&lines, steps);
                 }
             }

@@ -49,16 +49,25 @@ impl<T: Mxfp4Step, const P: usize, const S: usize> Compute for Mxfp4Tile<'_, T, 
     fn compute(self) -> Self::Output {
         let Self { step, w, x } = self;
         let mut sums = [[step.zero(); P]; S];
-        let x = x.map(|x| x.as_chunks::<BLOCK_STEPS>().0);
-        for block in 0..x[0].len() {
+        let mut x_blocks: [&[[T::X; BLOCK_STEPS]]; S] = [x[0].as_chunks().0; S];
+        for s in 1..S {
+            x_blocks[s] = &x[s].as_chunks().0[..x_blocks[0].len()];
+        }
+        for block in 0..x_blocks[0].len() {
             let scales_at = block / GROUP_BLOCKS * GROUP_LINES;
             let lines_at = scales_at + 1 + block % GROUP_BLOCKS * BLOCK_LINES;
             let mut scales = [step.scales(&w[0][scales_at], block); P];
             for p in 1..P {
                 scales[p] = step.scales(&w[p][scales_at], block);
             }
-            let lines = w.map(|w| &w[lines_at..][..BLOCK_LINES]);
-            let x = x.map(|x| &x[block]);
+            let mut lines = [&w[0][lines_at..][..BLOCK_LINES]; P];
+            for p in 1..P {
+                lines[p] = &w[p][lines_at..][..BLOCK_LINES];
+            }
+            let mut x = [&x_blocks[0][block]; S];
+            for s in 1..S {
+                x[s] = &x_blocks[s][block];
+            }
             for l in 0..BLOCK_LINES {
                 let mut nibbles = [step.nibbles(&lines[0][l]); P];
                 for p in 1..P {

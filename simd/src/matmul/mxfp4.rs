@@ -186,10 +186,12 @@ fn expand_group(lines: &[Line], out: &mut [[u16; 2 * PANEL]]) {
         for (line, out) in lines.iter().zip(out.chunks_mut(BLOCK_STEPS / BLOCK_LINES)) {
             let mut nibbles: [u16; 2 * PANEL] = bytemuck::cast(*line);
             for out in out {
+                let mut weights = [0; 2 * PANEL];
                 for i in 0..2 * PANEL {
-                    out[i] = at_greatest_scale(nibbles[i] & 15).saturating_sub(exponents[i]);
+                    weights[i] = at_greatest_scale(nibbles[i] & 15).saturating_sub(exponents[i]);
                     nibbles[i] >>= 4;
                 }
+                *out = weights;
             }
         }
     }

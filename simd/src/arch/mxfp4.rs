@@ -46,6 +46,7 @@ impl<T: Mxfp4Step, const P: usize, const S: usize> Compute for Mxfp4Tile<'_, T, 
     type Output = [[[f32; PANEL]; P]; S];
 
     #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "one index for all streams and panels")]
     fn compute(self) -> Self::Output {
         let Self { step, w, x } = self;
         let mut sums = [[step.zero(); P]; S];

@@ -89,6 +89,32 @@ fn published_models_take_the_bytes_that_were_counted_from_their_reference_implem
     }
 }
 
+#[test]
+fn gpt_oss_keeps_the_size_that_it_is_published_with() {
+    let mut gpt_oss = json!({"architectures": ["GptOssForCausalLM"], "hidden_size": 2880, "num_hidden_layers": 24,
+        "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64, "intermediate_size": 2880,
+        "num_local_experts": 32, "num_experts_per_tok": 4, "vocab_size": 201_088, "max_position_embeddings": 131_072,
+        "attention_bias": true, "rms_norm_eps": 1e-5, "rope_theta": 15e4, "rope_scaling": {"rope_type": "default"},
+        "quantization_config": {"quant_method": "mxfp4"}, "tie_word_embeddings": false});
+    gpt_oss["layer_types"] = json!(vec!["full_attention"; 24]);
+    let config = config(&gpt_oss);
+    let mapped = Plan::new(&config, |_| Dtype::Bf16, &request(4096, Load::Mapped));
+    assert_eq!(mapped.checkpoint_bytes, 13_761_264_768);
+    assert_eq!(mapped.mapped_bytes, mapped.checkpoint_bytes);
+    // What a token reads of matrices: all active bytes, counted elsewhere, without vectors and the row of the embedding.
+    let expert = 3 * 2880 * 2880 / 32 * 17;
+    let attention = 2 * 2880 * (2 * 64 * 64 + 2 * 8 * 64);
+    assert_eq!(mapped.bytes_per_token, 24 * (4 * expert + attention + 2 * 32 * 2880) + 2 * 201_088 * 2880);
+
+    // Panels of 2880 columns are 90 blocks in 23 groups: half a block more than there is.
+    let resident = Plan::new(&config, |_| Dtype::Bf16, &request(4096, Load::Resident));
+    let embedding = 2 * 201_088 * 2880;
+    let vectors: u64 = config.tensors().iter().filter(|t| t.kind == TensorKind::Vector).map(|t| t.parameters()).sum();
+    let padding = 24 * 32 * (3 * 2880 / 16) * (23 * 64 - 90 * 16);
+    assert_eq!(resident.weight_bytes, resident.checkpoint_bytes - embedding + 2 * vectors + padding);
+    assert_eq!(resident.mapped_bytes, embedding);
+}
+
 fn golden(family: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(family)
 }

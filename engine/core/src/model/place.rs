@@ -64,9 +64,9 @@ impl<'a> Place<'a> {
             key: self.vector(&name("self_attn.k_norm.weight")),
         });
         let feed_forward = match &config.layers[index].mlp {
-            Mlp::Dense { .. } => FeedForward::Dense(
+            Mlp::Dense { .. } => FeedForward::Dense(Box::new(
                 self.gated_mlp(["gate", "up", "down"].map(|part| name(&format!("mlp.{part}_proj.weight")))),
-            ),
+            )),
             Mlp::Sparse(shape) => {
                 let mut router = self.linear(&config.router_name(index));
                 router.bias = shape.biased.then(|| self.vector(&config.router_bias_name(index)));

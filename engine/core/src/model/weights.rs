@@ -48,7 +48,7 @@ pub(super) struct HeadNorms {
 }
 
 pub(super) enum FeedForward {
-    Dense(GatedMlp),
+    Dense(Box<GatedMlp>),
     Sparse { router: Linear, experts: Vec<GatedMlp>, shape: Sparse },
 }
 

@@ -15,6 +15,7 @@ pub mod memory;
 pub mod partition;
 pub mod pool;
 pub mod region;
+mod slices;
 pub mod topology;
 
 pub use bandwidth::read_bandwidth;
@@ -23,4 +24,5 @@ pub use memory::{MemoryFacts, ProcessMemory};
 pub use partition::TileMut;
 pub use pool::{Pinning, Pool};
 pub use region::Region;
-pub use topology::Topology;
+pub use slices::Slices;
+pub use topology::{Node, NodeId, Topology};

@@ -388,7 +388,7 @@ mod tests {
             for round in 0..3000 {
                 pool.run(&mut sums, 5, |sum, index| *sum += round * 5 + index);
             }
-            assert_eq!(sums.iter().sum::<usize>(), (0..15_000).sum());
+            assert_eq!(sums.iter().sum::<usize>(), (0..15_000_usize).sum::<usize>());
         }
     }
 

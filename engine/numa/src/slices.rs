@@ -16,7 +16,7 @@ pub struct Slices {
 }
 
 impl Slices {
-    /// `panels` over nodes with these weights: workers, as in [`Pool`](crate::Pool), or
+    /// `panels` over nodes with these weights: workers, as in [`Pool::worker_counts`](crate::Pool::worker_counts), or
     /// cores, as in [`Topology::core_counts`](crate::Topology::core_counts).
     ///
     /// # Panics

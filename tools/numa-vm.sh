@@ -8,7 +8,7 @@
 #   -n N       nodes (2)                         -c N   CPUs of a node (2)
 #   -m MIB     memory of a node (768)            -d MIB size of the disk (256)
 #   -i FOLDER  its content is in /data of the guest, on ext4
-#   -o FOLDER  the guest's /data/out is copied to here, whatever the program's status
+#   -o FOLDER  the guest's folder /data/out is copied into this one, whatever the program's status
 #   -t SECONDS limit (300)
 #   -q         only say whether everything is there
 #
@@ -51,6 +51,8 @@ done
 [[ -e $kernel ]] || missing "a kernel in target/numa-vm/boot"
 [[ -z $only_ask ]] || exit 0
 (($# > 0)) && [[ -f $1 ]] || usage
+# What an earlier run left would be taken for what this one wrote.
+[[ -z $output || ! -e $output/out ]] || { printf '%s/out is there already\n' "$output" >&2; exit 2; }
 
 run=$(mktemp -d -- "$work/run.XXXXXX")
 trap 'rm -rf -- "$run"' EXIT
@@ -116,7 +118,8 @@ printf 'numa-vm: %d nodes with %d CPUs each, %d s in all\n' "$nodes" "$cpus" "$(
 ((ended != 124)) || { printf 'numa-vm: the guest took longer than %d s\n' "$limit" >&2; exit 124; }
 if [[ -n $output ]]; then
     mkdir -p -- "$output"
-    debugfs -R "rdump /out $output" "$run/disk.img" 2>"$run/debugfs" || { cat -- "$run/debugfs" >&2; exit 125; }
+    debugfs -R "rdump /out \"$output\"" "$run/disk.img" 2>"$run/debugfs" || true
+    [[ -e $output/out ]] || { printf 'numa-vm: no /data/out came back: ' >&2; tail -n +2 -- "$run/debugfs" >&2; }
 fi
 status=$(sed -n 's/^numa-vm: exit status \([0-9]*\),.*/\1/p' "$run/console" | tail -n 1)
 exit "${status:-125}"

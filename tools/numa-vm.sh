@@ -58,7 +58,7 @@ run=$(mktemp -d -- "$work/run.XXXXXX")
 trap 'rm -rf -- "$run"' EXIT
 
 # All that the guest has: busybox, the program, and an init that mounts, runs, reports and powers off.
-mkdir -p -- "$run"/root/{bin,program,dev,proc,sys,run,data}
+mkdir -p -- "$run/root/"{bin,program,dev,proc,sys,run,data}
 cp -- "$(command -v busybox)" "$run/root/bin/busybox"
 program=/program/$(basename -- "$1")
 cp -- "$1" "$run/root$program"

@@ -24,7 +24,7 @@ pub use direct::{AlignedBuffer, DirectFile};
 pub use memory::{MemoryFacts, ProcessMemory};
 pub use partition::TileMut;
 pub use placement::Placement;
-pub use pool::{Pinning, Pool, WorkerNode};
+pub use pool::{CallerPin, Pinning, Pool, WorkerNode};
 pub use region::Region;
 pub use slices::Slices;
 pub use topology::{Node, NodeId, Topology};

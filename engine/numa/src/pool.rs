@@ -42,7 +42,7 @@ pub enum Pinning {
     ///
     /// The calling thread is left as it is, because threads that it spawns would inherit its pin; one core is kept
     /// free for it, and the kernel finds that core. A thread that only drives the pool, and every one that drives a pool
-    /// of several nodes, should [`pin itself there`](Pool::pin_caller).
+    /// of several nodes, should [pin itself there](Pool::pin_caller).
     Pinned,
     /// Wherever the kernel puts them.
     Free,

@@ -201,11 +201,8 @@ impl Region {
         let region = Self { mapping, mapping_bytes, start, bytes, node };
         if let Some(node) = node {
             // SAFETY: the mapping is this region's, and whole.
-            unsafe { placement::bind(mapping, mapping_bytes, node) }.map_err(|errno| RegionError::Bind {
-                bytes,
-                node,
-                errno,
-            })?;
+            let bound = unsafe { placement::bind(mapping, mapping_bytes, node) };
+            bound.map_err(|errno| RegionError::Bind { bytes, node, errno })?;
         }
         match region.advise(Advice::LinuxHugepage) {
             // A kernel without large pages has no such advice; `MemoryFacts` tells, and small pages work.
@@ -319,6 +316,7 @@ impl Region {
     }
 }
 
+/// Why a lock is never poisoned.
 const NO_PANIC: &str = "nothing panics while it holds this";
 
 /// A region that workers fill, part by part.
@@ -367,8 +365,9 @@ fn check_nodes(regions: &[Region], read: Read<'_>) -> io::Result<()> {
 /// What a node can still give: its free memory, and what the kernel may drop for it, less what it keeps for itself.
 fn node_free_bytes(node: NodeId, read: Read<'_>) -> Option<u64> {
     let meminfo = read(&format!("/sys/devices/system/node/node{node}/meminfo"))?;
-    let fields = ["MemFree", "Active(file)", "Inactive(file)", "SReclaimable"];
-    let free: u64 = fields.iter().filter_map(|field| kernel_files::bytes_field(&meminfo, field)).sum();
+    let bytes = |field| kernel_files::bytes_field(&meminfo, field);
+    let droppable = ["Active(file)", "Inactive(file)", "SReclaimable"].into_iter().filter_map(bytes);
+    let free = bytes("MemFree")?.saturating_add(droppable.fold(0, u64::saturating_add));
     let reserve_kib = read("/proc/sys/vm/min_free_kbytes").and_then(|text| text.trim().parse::<u64>().ok());
     Some(free.saturating_sub(reserve_kib.unwrap_or(0).saturating_mul(1024)))
 }

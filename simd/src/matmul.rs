@@ -10,23 +10,27 @@
 
 mod matrix;
 pub(crate) mod mxfp4;
+pub mod packed;
 mod peak;
+mod row_major;
 mod rows;
 
 use std::ops::Range;
 
 use bytemuck::{Pod, cast_slice};
 
-#[cfg(target_arch = "x86_64")]
-use crate::Avx512;
-use crate::arch::step::{self, Step, Tile};
+use crate::arch::step::{self, Gather, Step, Tile};
 use crate::isa::with_lanes;
 use crate::{Dtype, Isa};
 
+#[cfg(target_arch = "x86_64")]
+use crate::Avx512;
 use matrix::Layout;
 pub use matrix::{Matrix, PANEL, PanelScratch};
 pub use mxfp4::{MXFP4_BLOCK, MXFP4_SCALES};
+use packed::{Packed, PackedTile};
 pub use peak::spin_at_peak;
+use row_major::RowsTile;
 pub use rows::{Activations, ActivationsError, RowForm, Rows};
 
 /// No ISA's tile has more panels than this.
@@ -36,11 +40,12 @@ const PANELS_MAX: usize = 3;
 ///
 /// `sums` starts with the first panel of `panels`; lanes beyond the last row of `w` hold nothing of use. Rows may be
 /// selected in any order and repeatedly. The bits of an element depend on nothing but its row of `w`, its row of `x` and
-/// the ISA; a row-major `w` is laid into panels in `scratch`, tile by tile, and gives the bits that panels give.
+/// the ISA; a row-major or packed `w` gives the bits that panels give, for it is laid into panels in `scratch`, tile by
+/// tile, where it is not unpacked in registers.
 ///
 /// # Panics
 /// If `x` was prepared for another ISA, dtype or width than `w` has, if a panel or a selected row does not exist, if
-/// `sums` has another length than `panels.len() * select.len()`, or if `w` is row-major and `scratch` too small.
+/// `sums` has another length than `panels.len() * select.len()`, or if `w` is not in plain panels and `scratch` too small.
 pub fn multiply(
     isa: Isa,
     w: &Matrix,
@@ -56,9 +61,12 @@ pub fn multiply(
     let call = Call { isa, w, panels, x, select, scratch, sums };
     match (isa, w.dtype()) {
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512(token), Dtype::Bf16) if call.is_one_tile_of_mxfp4::<Avx512>() => call.run_mxfp4(token),
-        #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512(token), Dtype::Bf16) => call.run(token),
+        (Isa::Avx512(token), Dtype::Bf16) => match w.layout() {
+            Layout::Packed(packed) if call.streams() <= Avx512::STREAMS => call.run_packed(token, packed),
+            Layout::Mxfp4RowMajor | Layout::Mxfp4Panels if call.streams() <= Avx512::STREAMS => call.run_mxfp4(token),
+            Layout::RowMajor if call.can_turn::<Avx512>() => call.run_rows(token),
+            _ => call.run(token),
+        },
         (_, Dtype::Bf16) => with_lanes!(isa, lanes => call.run(step::Bf16Pairs(lanes))),
         (_, Dtype::F16) => with_lanes!(isa, lanes => call.run(step::F16(lanes))),
         (_, Dtype::F32) => with_lanes!(isa, lanes => call.run(step::F32(lanes))),
@@ -76,6 +84,66 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
+    /// Streams of activations: what a weight is multiplied with.
+    fn streams(&self) -> usize {
+        self.select.len() * self.x.form().terms()
+    }
+
+    /// Whether the matrix is whole panels of whole lines, one row after the other, and the streams one tile.
+    fn can_turn<T: Gather>(&self) -> bool {
+        let row_bytes = self.w.cols() * self.w.dtype().size();
+        let whole = row_bytes.is_multiple_of(64) && self.w.rows().is_multiple_of(PANEL);
+        self.streams() <= T::STREAMS && whole && self.w.is_contiguous()
+    }
+
+    /// One tile of streams times row-major weights: they are turned once, in registers. With more streams they would be
+    /// turned again and again, and get plain panels in scratch instead.
+    fn run_rows<T: Gather>(self, step: T) {
+        let streams = self.streams();
+        if streams == 0 {
+            return;
+        }
+        let panel_bytes = self.w.bytes_of_panel();
+        for (panel, sums) in self.panels.clone().zip(self.sums.chunks_exact_mut(self.select.len())) {
+            let rows = &self.w.bytes()[panel * panel_bytes..][..panel_bytes];
+            let more = panel + 1 < self.panels.end;
+            macro_rules! tile {
+                ($($streams:literal)*) => {
+                    match streams {
+                        $($streams => rows_tile::<T, $streams>(step, rows, more, self.x, self.select, sums),)*
+                        streams => unreachable!("a tile of {streams} streams"),
+                    }
+                };
+            }
+            tile!(1 2 3 4 5 6 7 8);
+        }
+    }
+
+    /// As [`run_rows`](Self::run_rows), for packed weights.
+    fn run_packed<T: Gather>(self, step: T, packed: Packed) {
+        let streams = self.streams();
+        if streams == 0 {
+            return;
+        }
+        // Registers for the lines of two panels beside the sums of few streams.
+        let width = if streams <= T::STREAMS / 2 { 2 } else { 1 };
+        let firsts = self.panels.clone().step_by(width);
+        for (first, sums) in firsts.zip(self.sums.chunks_mut(width * self.select.len())) {
+            macro_rules! tile {
+                ($($streams:literal)*) => {
+                    match (sums.len() / self.select.len(), streams) {
+                        $((1, $streams) => packed_tile::<T, 1, $streams>(step, packed, first, self.x, self.select, sums),)*
+                        $((2, $streams) if const { $streams <= T::STREAMS / 2 } => {
+                            packed_tile::<T, 2, $streams>(step, packed, first, self.x, self.select, sums);
+                        })*
+                        (panels, streams) => unreachable!("a tile of {panels} panels and {streams} streams"),
+                    }
+                };
+            }
+            tile!(1 2 3 4 5 6 7 8);
+        }
+    }
+
     fn run<T: Step>(self, step: T) {
         const { assert!(T::PANELS <= PANELS_MAX) };
         if self.select.is_empty() {
@@ -84,7 +152,7 @@ impl Call<'_> {
         let panel_bytes = self.w.bytes_of_expanded_panel();
         // Few rows are bound by reading, and each panel of a tile is a stream of its own to the memory: two hide the
         // latency of a step. Many rows are bound by arithmetic, and a wider tile loads less for each product.
-        let streams = self.select.len() * self.x.form().terms();
+        let streams = self.streams();
         let width = if streams <= T::STREAMS / 2 { T::PANELS.min(2) } else { T::PANELS };
         let mut sums = self.sums;
         let mut first = self.panels.start;
@@ -151,7 +219,7 @@ fn tile<T: Step, const P: usize, const S: usize>(
         *w = &raw[p * steps..][..steps];
     }
     let tile = step.vectorize(Tile { step, w, x: streams_of::<T::X, S>(x, select_now) });
-    write_tile(&tile, x.form().terms(), sums, selected, done);
+    store(&tile, x.form().terms(), sums, selected, done);
 }
 
 /// The streams of the selected rows: each row's terms, one after the other.
@@ -166,8 +234,35 @@ fn streams_of<'a, X: Pod, const S: usize>(x: &'a Rows, select: &[u32]) -> [&'a [
     streams
 }
 
-/// Adds up the terms of the tile's rows and puts them where rows from `done` on of `selected` belong.
-fn write_tile<const P: usize>(
+/// As [`tile`], for one panel that lies row after row and all selected rows.
+fn rows_tile<T: Gather, const S: usize>(
+    step: T,
+    rows: &[u8],
+    more: bool,
+    x: &Rows,
+    select: &[u32],
+    sums: &mut [[f32; PANEL]],
+) {
+    let tile = step.vectorize(RowsTile { step, rows, more, x: streams_of::<T::X, S>(x, select) });
+    store(&tile, x.form().terms(), sums, select.len(), 0);
+}
+
+/// As [`tile`], for packed panels from `first` on and all selected rows.
+fn packed_tile<T: Gather, const P: usize, const S: usize>(
+    step: T,
+    packed: Packed,
+    first: usize,
+    x: &Rows,
+    select: &[u32],
+    sums: &mut [[f32; PANEL]],
+) {
+    let w = std::array::from_fn(|p| packed.panel(first + p));
+    let tile: [[[f32; PANEL]; P]; S] = step.vectorize(PackedTile { step, w, x: streams_of::<T::X, S>(x, select) });
+    store(&tile, x.form().terms(), sums, select.len(), 0);
+}
+
+/// Adds the terms of each row; the rows of the tile are those from `done` on of `selected`.
+fn store<const P: usize>(
     tile: &[[[f32; PANEL]; P]],
     terms: usize,
     sums: &mut [[f32; PANEL]],

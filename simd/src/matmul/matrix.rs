@@ -2,8 +2,11 @@
 //!
 //! A `Matrix` exists only if its bytes have the length and the alignment that its shape asks for.
 
+use std::ops::Range;
+
 use super::PANELS_MAX;
 use super::mxfp4::{self, MXFP4_BLOCK};
+use super::packed::{Packed, PackedError};
 use crate::arch::{Compute, Lanes};
 use crate::isa::with_lanes;
 use crate::{Dtype, Isa};
@@ -14,10 +17,11 @@ pub const PANEL: usize = 16;
 /// A cache line; kernels load whole ones.
 const LINE_BYTES: usize = 64;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Layout {
+#[derive(Clone, Copy)]
+pub(super) enum Layout<'a> {
     RowMajor,
     Panels,
+    Packed(Packed<'a>),
     /// The form of the matrix, and of its activations, is BF16; its bytes are MXFP4, see [`mxfp4`].
     Mxfp4RowMajor,
     Mxfp4Panels,
@@ -31,7 +35,7 @@ pub(super) enum Layout {
 #[derive(Clone, Copy)]
 pub struct Matrix<'a> {
     dtype: Dtype,
-    layout: Layout,
+    layout: Layout<'a>,
     rows: usize,
     cols: usize,
     bytes: &'a [u8],
@@ -57,7 +61,30 @@ impl<'a> Matrix<'a> {
         Self::new(dtype, Layout::Panels, bytes, [rows, cols], want)
     }
 
-    fn new(dtype: Dtype, layout: Layout, bytes: &'a [u8], [rows, cols]: [usize; 2], want: usize) -> Option<Self> {
+    /// A BF16 matrix in packed panels, see [`packed`](super::packed).
+    ///
+    /// # Errors
+    /// [`PackedError`]: the bytes cannot be such a matrix. That its patches fit is for [`Matrix::check_packed`] to say.
+    pub fn packed(bytes: &'a [u8], shape @ [rows, cols]: [usize; 2]) -> Result<Self, PackedError> {
+        let layout = Layout::Packed(Packed::new(bytes, shape)?);
+        Ok(Self { dtype: Dtype::Bf16, layout, rows, cols, bytes, scales: &[], first_row: 0, row_step: 1 })
+    }
+
+    /// Reads the lines of bases of some panels and checks that their patches fit; of another matrix nothing is asked.
+    ///
+    /// # Errors
+    /// [`PackedError::Patches`] names the first panel that is damaged.
+    ///
+    /// # Panics
+    /// If there are no such panels.
+    pub fn check_packed(&self, panels: Range<usize>) -> Result<(), PackedError> {
+        match self.layout {
+            Layout::Packed(packed) => packed.check(panels),
+            _ => Ok(()),
+        }
+    }
+
+    fn new(dtype: Dtype, layout: Layout<'a>, bytes: &'a [u8], [rows, cols]: [usize; 2], want: usize) -> Option<Self> {
         let aligned = bytes.as_ptr().addr().is_multiple_of(dtype.size());
         let whole = Self { dtype, layout, rows, cols, bytes, scales: &[], first_row: 0, row_step: 1 };
         (bytes.len() == want && aligned).then_some(whole)
@@ -83,7 +110,7 @@ impl<'a> Matrix<'a> {
         whole.then_some(Self::mxfp4(Layout::Mxfp4Panels, bytes, &[], [rows, cols]))
     }
 
-    fn mxfp4(layout: Layout, bytes: &'a [u8], scales: &'a [u8], [rows, cols]: [usize; 2]) -> Self {
+    fn mxfp4(layout: Layout<'a>, bytes: &'a [u8], scales: &'a [u8], [rows, cols]: [usize; 2]) -> Self {
         Self { dtype: Dtype::Bf16, layout, rows, cols, bytes, scales, first_row: 0, row_step: 1 }
     }
 
@@ -126,7 +153,7 @@ impl<'a> Matrix<'a> {
     /// Bytes of one panel of this matrix.
     pub fn bytes_of_panel(&self) -> usize {
         match self.layout {
-            Layout::RowMajor | Layout::Panels => self.bytes_of_expanded_panel(),
+            Layout::RowMajor | Layout::Panels | Layout::Packed(_) => self.bytes_of_expanded_panel(),
             Layout::Mxfp4RowMajor | Layout::Mxfp4Panels => {
                 mxfp4::one_panel_bytes(self.cols).expect("checked when the matrix was made")
             }
@@ -164,11 +191,11 @@ impl<'a> Matrix<'a> {
         self.bytes
     }
 
-    pub(super) fn layout(&self) -> Layout {
+    pub(super) fn layout(&self) -> Layout<'a> {
         self.layout
     }
 
-    /// Lays panel `panel` into `out`; from a matrix in panels it is a copy.
+    /// Lays panel `panel` into `out`, plain or, from MXFP4, as MXFP4; from a matrix in such panels it is a copy.
     ///
     /// # Panics
     /// If there is no such panel, or `out` is not [`Matrix::bytes_of_panel`] long.
@@ -187,6 +214,7 @@ impl<'a> Matrix<'a> {
             Layout::Panels | Layout::Mxfp4Panels => {
                 out.copy_from_slice(&self.bytes[panel * out.len()..][..out.len()]);
             }
+            Layout::Packed(packed) => packed.panel(panel).expand(isa, out),
             Layout::RowMajor => {
                 let row_bytes = self.cols * self.dtype.size();
                 let rows = self.rows_of(panel, self.bytes, row_bytes);
@@ -199,13 +227,18 @@ impl<'a> Matrix<'a> {
     /// Lays panel `panel` into `out` in the matrix's dtype.
     pub(super) fn expand_panel(&self, isa: Isa, panel: usize, out: &mut [u8]) {
         match self.layout {
-            Layout::RowMajor | Layout::Panels => self.pack_panel_with(isa, panel, out),
+            Layout::RowMajor | Layout::Panels | Layout::Packed(_) => self.pack_panel_with(isa, panel, out),
             Layout::Mxfp4RowMajor => mxfp4::expand(isa, mxfp4::Weights::Published(&self.published_rows(panel)), out),
             Layout::Mxfp4Panels => {
                 let bytes = self.bytes_of_panel();
                 mxfp4::expand(isa, mxfp4::Weights::Panel(&self.bytes[panel * bytes..][..bytes]), out);
             }
         }
+    }
+
+    /// Whether a row-major matrix has one row after the other.
+    pub(super) fn is_contiguous(&self) -> bool {
+        (self.first_row, self.row_step) == (0, 1)
     }
 
     fn published_rows(&self, panel: usize) -> mxfp4::PublishedRows<'a> {
@@ -287,7 +320,14 @@ impl<L: Lanes> Compute for Pack<'_, L> {
 
 impl std::fmt::Debug for Matrix<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Matrix({} {:?} [{}, {}])", self.dtype, self.layout, self.rows, self.cols)
+        let layout = match self.layout {
+            Layout::RowMajor => "row-major",
+            Layout::Panels => "panels",
+            Layout::Packed(_) => "packed panels",
+            Layout::Mxfp4RowMajor => "row-major MXFP4",
+            Layout::Mxfp4Panels => "panels of MXFP4",
+        };
+        write!(f, "Matrix({} {layout} [{}, {}])", self.dtype, self.rows, self.cols)
     }
 }
 

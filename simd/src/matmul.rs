@@ -89,11 +89,13 @@ impl Call<'_> {
         self.select.len() * self.x.form().terms()
     }
 
-    /// Whether the matrix is whole panels of whole lines, one row after the other, and the streams one tile.
+    /// Whether the matrix is whole panels of whole lines, and the streams one tile.
     fn can_turn<T: Gather>(&self) -> bool {
         let row_bytes = self.w.cols() * self.w.dtype().size();
-        let whole = row_bytes.is_multiple_of(64) && self.w.rows().is_multiple_of(PANEL);
-        self.streams() <= T::STREAMS && whole && self.w.is_contiguous()
+        self.streams() <= T::STREAMS
+            && row_bytes.is_multiple_of(64)
+            && self.w.rows().is_multiple_of(PANEL)
+            && self.w.is_all_rows()
     }
 
     /// One tile of streams times row-major weights: they are turned once, in registers. With more streams they would be
@@ -219,7 +221,7 @@ fn tile<T: Step, const P: usize, const S: usize>(
         *w = &raw[p * steps..][..steps];
     }
     let tile = step.vectorize(Tile { step, w, x: streams_of::<T::X, S>(x, select_now) });
-    store(&tile, x.form().terms(), sums, selected, done);
+    write_tile(&tile, x.form().terms(), sums, selected, done);
 }
 
 /// The streams of the selected rows: each row's terms, one after the other.
@@ -244,7 +246,7 @@ fn rows_tile<T: Gather, const S: usize>(
     sums: &mut [[f32; PANEL]],
 ) {
     let tile = step.vectorize(RowsTile { step, rows, more, x: streams_of::<T::X, S>(x, select) });
-    store(&tile, x.form().terms(), sums, select.len(), 0);
+    write_tile(&tile, x.form().terms(), sums, select.len(), 0);
 }
 
 /// As [`tile`], for packed panels from `first` on and all selected rows.
@@ -258,11 +260,11 @@ fn packed_tile<T: Gather, const P: usize, const S: usize>(
 ) {
     let w = std::array::from_fn(|p| packed.panel(first + p));
     let tile: [[[f32; PANEL]; P]; S] = step.vectorize(PackedTile { step, w, x: streams_of::<T::X, S>(x, select) });
-    store(&tile, x.form().terms(), sums, select.len(), 0);
+    write_tile(&tile, x.form().terms(), sums, select.len(), 0);
 }
 
-/// Adds the terms of each row; the rows of the tile are those from `done` on of `selected`.
-fn store<const P: usize>(
+/// Adds up the terms of the tile's rows and puts them where rows from `done` on of `selected` belong.
+fn write_tile<const P: usize>(
     tile: &[[[f32; PANEL]; P]],
     terms: usize,
     sums: &mut [[f32; PANEL]],

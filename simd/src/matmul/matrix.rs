@@ -191,11 +191,16 @@ impl<'a> Matrix<'a> {
         self.bytes
     }
 
+    /// Whether its rows lie one behind the other.
+    pub(super) fn is_all_rows(&self) -> bool {
+        (self.first_row, self.row_step) == (0, 1)
+    }
+
     pub(super) fn layout(&self) -> Layout<'a> {
         self.layout
     }
 
-    /// Lays panel `panel` into `out`, plain or, from MXFP4, as MXFP4; from a matrix in such panels it is a copy.
+    /// Lays panel `panel` into `out`, plain; from a matrix in plain panels it is a copy.
     ///
     /// # Panics
     /// If there is no such panel, or `out` is not [`Matrix::bytes_of_panel`] long.
@@ -211,10 +216,10 @@ impl<'a> Matrix<'a> {
         assert!(panel < self.panel_count(), "panel {panel} of {}", self.panel_count());
         assert_eq!(out.len(), self.bytes_of_panel(), "bytes of a panel");
         match self.layout {
+            Layout::Packed(packed) => packed.panel(panel).expand(isa, out),
             Layout::Panels | Layout::Mxfp4Panels => {
                 out.copy_from_slice(&self.bytes[panel * out.len()..][..out.len()]);
             }
-            Layout::Packed(packed) => packed.panel(panel).expand(isa, out),
             Layout::RowMajor => {
                 let row_bytes = self.cols * self.dtype.size();
                 let rows = self.rows_of(panel, self.bytes, row_bytes);
@@ -234,11 +239,6 @@ impl<'a> Matrix<'a> {
                 mxfp4::expand(isa, mxfp4::Weights::Panel(&self.bytes[panel * bytes..][..bytes]), out);
             }
         }
-    }
-
-    /// Whether a row-major matrix has one row after the other.
-    pub(super) fn is_contiguous(&self) -> bool {
-        (self.first_row, self.row_step) == (0, 1)
     }
 
     fn published_rows(&self, panel: usize) -> mxfp4::PublishedRows<'a> {

@@ -20,7 +20,7 @@ use bytemuck::cast_slice_mut;
 
 use super::matrix::{Layout, PANEL};
 use super::rows::Rows;
-use super::{Call, store, streams_of};
+use super::{Call, streams_of, write_tile};
 use crate::Isa;
 use crate::arch::mxfp4::{BLOCK_LINES, BLOCK_STEPS, GROUP_BLOCKS, GROUP_LINES, Line, Mxfp4Step, Mxfp4Tile};
 use crate::arch::{Compute, Lanes};
@@ -199,8 +199,7 @@ fn expand_group(lines: &[Line], out: &mut [[u16; 2 * PANEL]]) {
 
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // no other ISA expands in registers
 impl Call<'_> {
-    /// One tile of streams: with more, weights would be expanded again and again, and get plain panels in scratch
-    /// instead.
+    /// One tile of streams, so that no weight is expanded twice.
     pub(super) fn run_mxfp4<T: Mxfp4Step>(self, step: T) {
         /// Sums of two panels leave registers for what expands; and see [`Call::run`] for streams to the memory.
         const PANELS: usize = 2;
@@ -247,7 +246,7 @@ fn rows<T: Mxfp4Step, const P: usize>(step: T, panels: &[u8], x: &Rows, select: 
             match select.len() * x.form().terms() {
                 $($streams if const { $streams <= T::STREAMS } => {
                     let tile = Mxfp4Tile { step, w, x: streams_of::<T::X, $streams>(x, select) };
-                    store(&step.vectorize(tile), x.form().terms(), sums, select.len(), 0);
+                    write_tile(&step.vectorize(tile), x.form().terms(), sums, select.len(), 0);
                 })*
                 streams => unreachable!("a tile of {streams} streams"),
             }

@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 /// Names that [`config`] knows.
-pub const SHAPES: [&str; 5] = ["qwen3-30b-a3b", "qwen3-235b-a22b", "qwen3-coder-480b-a35b", "qwen3-0.6b", "llama-2-70b"];
+pub const SHAPES: [&str; 5] =
+    ["qwen3-30b-a3b", "qwen3-235b-a22b", "qwen3-coder-480b-a35b", "qwen3-0.6b", "llama-2-70b"];
 
 /// config.json of a shape, with `layers` layers in place of its own.
 ///

@@ -122,6 +122,8 @@ fn uniform_mlp(config: &ModelConfig) -> Result<&Mlp, String> {
     let first = &config.layers.first().ok_or("a model without layers")?.mlp;
     match config.layers.iter().position(|layer| layer.mlp != *first) {
         None => Ok(first),
-        Some(layer) => Err(format!("layer {layer} has another feed-forward part than layer 0, which is not written here")),
+        Some(layer) => {
+            Err(format!("layer {layer} has another feed-forward part than layer 0, which is not written here"))
+        }
     }
 }

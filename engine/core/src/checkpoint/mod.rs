@@ -44,11 +44,34 @@ pub struct Tensor<'a> {
     pub bytes: &'a [u8],
 }
 
-/// Where a tensor's bytes lie, found once so that the forward pass looks up no names.
-#[derive(Clone, Debug)]
+/// Where a tensor or a part of one lies, found once so that the forward pass looks up no names.
+///
+/// Places order as the files do: by shard, then by byte.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Location {
     shard: usize,
-    bytes: Range<usize>,
+    start: usize,
+    end: usize,
+}
+
+impl Location {
+    /// Bytes at this place.
+    pub fn size(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// The bytes `part` of this place: rows of a matrix, one matrix of a stack.
+    ///
+    /// # Panics
+    /// If `part` does not lie within it.
+    pub fn part(&self, part: Range<usize>) -> Self {
+        assert!(part.start <= part.end && part.end <= self.size(), "{part:?} of {} bytes", self.size());
+        Self { shard: self.shard, start: self.start + part.start, end: self.start + part.end }
+    }
+
+    fn range(&self) -> Range<usize> {
+        self.start..self.end
+    }
 }
 
 /// Files beside the shards that decide what the model says.
@@ -134,12 +157,12 @@ impl Checkpoint {
     /// Place of the tensor `name`; panics as [`Checkpoint::tensor`] does.
     pub fn location(&self, name: &str) -> Location {
         let Some((shard, info)) = self.tensors.get(name) else { panic!("`{name}` is not a tensor of this model") };
-        Location { shard: *shard, bytes: info.bytes.clone() }
+        Location { shard: *shard, start: info.bytes.start, end: info.bytes.end }
     }
 
-    /// The bytes at a place.
+    /// The bytes at a place, in the map.
     pub fn bytes(&self, location: &Location) -> &[u8] {
-        &self.shards[location.shard].map.bytes()[location.bytes.clone()]
+        &self.shards[location.shard].map.bytes()[location.range()]
     }
 
     /// Takes the shards' pages out of this process, see [`MappedFile::release`]. That is thrift, not need: a system that
@@ -155,11 +178,20 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError::NotFinite`] with shard, tensor, index and value.
     pub fn check_finite(&self, name: &str) -> Result<(), CheckpointError> {
+        self.check_finite_part(name, &self.location(name), self.tensor(name).bytes)
+    }
+
+    /// As [`Checkpoint::check_finite`], for the part of the tensor at `part`, whose bytes were read already.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::check_finite`].
+    pub fn check_finite_part(&self, name: &str, part: &Location, bytes: &[u8]) -> Result<(), CheckpointError> {
         let tensor = self.tensor(name);
-        match scan::first_non_finite(tensor.dtype, tensor.bytes) {
+        match scan::first_non_finite(tensor.dtype, bytes) {
             None => Ok(()),
             Some((index, value)) => {
-                let shard = self.shards[self.tensors[name].0].path.clone();
+                let index = index + (part.start - self.location(name).start) / tensor.dtype.size();
+                let shard = self.shards[part.shard].path.clone();
                 Err(CheckpointError::NotFinite { shard, tensor: name.into(), index, value })
             }
         }

@@ -5,8 +5,12 @@ mod feed_forward;
 mod forward;
 mod linear;
 mod load;
+mod place;
+mod reader;
 mod rope_table;
 mod routing;
+mod source;
+mod strips;
 mod weights;
 mod workspace;
 

@@ -12,7 +12,8 @@ use simd::matmul::Matrix;
 
 use super::load::{Load, ModelOptions};
 use super::rope_table::RopeTable;
-use crate::checkpoint::{Checkpoint, Location};
+use super::source::Source;
+use crate::checkpoint::Checkpoint;
 use crate::config::{ModelConfig, Sparse};
 
 /// A model ready to compute.
@@ -61,7 +62,7 @@ pub(super) struct Linear {
     pub(super) rows: usize,
     pub(super) cols: usize,
     pub(super) bias: Option<Vec<f32>>,
-    pub(super) location: Location,
+    pub(super) source: Source,
     pub(super) panels: Option<Range<usize>>,
 }
 
@@ -122,11 +123,15 @@ impl Model {
         self.layers.iter().map(layer).sum::<usize>() + of(&self.lm_head)
     }
 
+    /// A matrix as it lies in memory: the one place where its form is decided.
     pub(super) fn matrix(&self, linear: &Linear) -> Matrix<'_> {
         let shape = [linear.rows, linear.cols];
-        let matrix = match &linear.panels {
-            Some(range) => Matrix::panels(linear.dtype, &self.panels.as_slice()[range.clone()], shape),
-            None => Matrix::row_major(linear.dtype, self.checkpoint.bytes(&linear.location), shape),
+        let matrix = match (&linear.panels, &linear.source) {
+            (Some(range), _) => Matrix::panels(linear.dtype, &self.panels.as_slice()[range.clone()], shape),
+            // A matrix whose rows lie among others' has more bytes than this shape, and is refused below.
+            (None, Source::Rows { location, .. }) => {
+                Matrix::row_major(linear.dtype, self.checkpoint.bytes(location), shape)
+            }
         };
         matrix.expect("shape, length and alignment were checked when the checkpoint was opened")
     }

@@ -1,0 +1,122 @@
+//! Gives every weight its place before any is read, so that memory is taken once and each strip of the file knows where
+//! it goes.
+
+use std::ops::Range;
+
+use simd::Dtype;
+use simd::matmul::Matrix;
+
+use super::load::Load;
+use super::source::Source;
+use super::weights::{FeedForward, GatedMlp, HeadNorms, Layer, Linear};
+use crate::checkpoint::Checkpoint;
+use crate::config::{AttentionBias, Mlp, ModelConfig, QkNorm, expert_names, layer_names};
+
+/// Huge pages and vector loads want every matrix to begin at a cache line.
+const MATRIX_ALIGNMENT: usize = 64;
+
+/// Gives each tensor its place; the bytes follow when all places are known.
+pub(super) struct Place<'a> {
+    checkpoint: &'a Checkpoint,
+    load: Load,
+    /// Where the next matrix may begin.
+    next: usize,
+    /// Matrices with a place in the region, in its order.
+    placed: Vec<Placed>,
+}
+
+/// A matrix that is laid into panels.
+pub(super) struct Placed {
+    /// The tensor that its numbers are published in.
+    pub(super) tensor: String,
+    pub(super) source: Source,
+    pub(super) dtype: Dtype,
+    pub(super) cols: usize,
+    /// Its panels, in bytes of the region.
+    pub(super) panels: Range<usize>,
+}
+
+impl<'a> Place<'a> {
+    pub(super) fn new(checkpoint: &'a Checkpoint, load: Load) -> Self {
+        Self { checkpoint, load, next: 0, placed: Vec::new() }
+    }
+
+    /// Bytes of the region, and what goes there, in ascending order.
+    pub(super) fn finish(self) -> (usize, Vec<Placed>) {
+        (self.next, self.placed)
+    }
+
+    pub(super) fn layer(&mut self, config: &ModelConfig, index: usize) -> Layer {
+        let name = |tensor: &str| layer_names(index, tensor);
+        let mut projection = |part: &str, biased: bool| {
+            let mut linear = self.linear(&name(&format!("self_attn.{part}_proj.weight")));
+            linear.bias = biased.then(|| self.vector(&name(&format!("self_attn.{part}_proj.bias"))));
+            linear
+        };
+        let biased = config.attention_bias != AttentionBias::None;
+        let query = projection("q", biased);
+        let key = projection("k", biased);
+        let value = projection("v", biased);
+        let output = projection("o", config.attention_bias == AttentionBias::Qkvo);
+        let head_norms = (config.qk_norm == QkNorm::PerHead).then(|| HeadNorms {
+            query: self.vector(&name("self_attn.q_norm.weight")),
+            key: self.vector(&name("self_attn.k_norm.weight")),
+        });
+        let feed_forward = match &config.layers[index].mlp {
+            Mlp::Dense { .. } => FeedForward::Dense(
+                self.gated_mlp(["gate", "up", "down"].map(|part| name(&format!("mlp.{part}_proj.weight")))),
+            ),
+            Mlp::Sparse(shape) => FeedForward::Sparse {
+                router: self.linear(&config.router_name(index)),
+                experts: (0..shape.num_experts)
+                    .map(|expert| self.gated_mlp(expert_names(config, index, expert)))
+                    .collect(),
+                shape: shape.clone(),
+            },
+        };
+        Layer {
+            input_norm: self.vector(&name("input_layernorm.weight")),
+            query,
+            key,
+            value,
+            output,
+            head_norms,
+            post_attention_norm: self.vector(&name("post_attention_layernorm.weight")),
+            window: config.layers[index].window,
+            feed_forward,
+        }
+    }
+
+    fn gated_mlp(&mut self, [gate, up, down]: [String; 3]) -> GatedMlp {
+        GatedMlp { gate: self.linear(&gate), up: self.linear(&up), down: self.linear(&down) }
+    }
+
+    /// A matrix that is a tensor of its own.
+    pub(super) fn linear(&mut self, name: &str) -> Linear {
+        let tensor = self.checkpoint.tensor(name);
+        let shape = [tensor.shape[0], tensor.shape[1]];
+        self.matrix(name, Source::rows(self.checkpoint.location(name)), tensor.dtype, shape)
+    }
+
+    fn matrix(&mut self, tensor: &str, source: Source, dtype: Dtype, [rows, cols]: [usize; 2]) -> Linear {
+        let panels = (self.load == Load::Resident).then(|| {
+            let bytes =
+                Matrix::panel_bytes(dtype, [rows, cols]).expect("config.json's limits keep sizes far below 2^63");
+            let start = self.next.next_multiple_of(MATRIX_ALIGNMENT);
+            self.next = start + bytes;
+            let panels = start..self.next;
+            let (tensor, source) = (tensor.into(), source.clone());
+            self.placed.push(Placed { tensor, source, dtype, cols, panels: panels.clone() });
+            panels
+        });
+        Linear { dtype, rows, cols, bias: None, source, panels }
+    }
+
+    /// A small tensor, as float32.
+    pub(super) fn vector(&self, name: &str) -> Vec<f32> {
+        let tensor = self.checkpoint.tensor(name);
+        let mut values = vec![0.0; tensor.shape.iter().product()];
+        tensor.dtype.widen(tensor.bytes, &mut values);
+        values
+    }
+}

@@ -1,0 +1,211 @@
+//! The work of loading, cut into strips: some panels of a matrix, a few MiB of a file that lie together.
+//!
+//! Strips are taken in the order of the files, by threads that wait for the disk as often as they compute; that is why
+//! they are not the workers of the step loop. A tensor without a place is read and checked all the same.
+
+use std::collections::{BTreeMap, HashSet};
+use std::slice::ChunksMut;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, mpsc};
+use std::thread;
+
+use simd::Isa;
+use simd::matmul::{Matrix, PANEL};
+
+use super::load::{Load, LoadError, LoadProgress, ModelOptions};
+use super::place::Placed;
+use super::reader::Reader;
+use crate::checkpoint::{Checkpoint, CheckpointError, Location};
+use crate::config::TensorSpec;
+
+/// Bytes that are read together where a panel is not larger: enough for a disk to be at its best, few enough that a
+/// core's cache still holds some of them when they are laid out.
+pub(super) const STRIP_BYTES: usize = 8 << 20;
+
+/// Pages of the map are given back each time that so many bytes were read.
+const RELEASE_BYTES: usize = 256 << 20;
+
+/// One piece of work.
+pub(super) struct Strip<'a> {
+    tensor: &'a str,
+    location: Location,
+    /// The matrices whose rows are here: none for a tensor without a place, several where they are published together.
+    lays: Vec<Lay<'a>>,
+}
+
+/// Some panels of one matrix, to be filled.
+struct Lay<'a> {
+    placed: &'a Placed,
+    panels: &'a mut [u8],
+}
+
+/// Cuts all tensors into strips, in the order of the files. `placed` ascends in `region`; a strip is one panel or more,
+/// and no more than `most` bytes where a panel is not.
+pub(super) fn cut<'a>(
+    checkpoint: &Checkpoint,
+    tensors: &'a [TensorSpec],
+    placed: &'a [Placed],
+    region: &'a mut [u8],
+    most: usize,
+) -> Vec<Strip<'a>> {
+    /// What lies at one place of a file: how it is cut, and what it fills.
+    struct Pieces<'a> {
+        tensor: &'a str,
+        strip_bytes: usize,
+        fills: Vec<(&'a Placed, ChunksMut<'a, u8>)>,
+    }
+    let mut pieces: BTreeMap<Location, Pieces<'a>> = BTreeMap::new();
+    let names: HashSet<&str> = placed.iter().map(|placed| placed.tensor.as_str()).collect();
+    for spec in tensors.iter().filter(|spec| !names.contains(spec.name.as_str())) {
+        let whole = Pieces { tensor: &spec.name, strip_bytes: most, fills: Vec::new() };
+        pieces.insert(checkpoint.location(&spec.name), whole);
+    }
+    let (mut rest, mut at) = (region, 0);
+    for placed in placed {
+        let (_, tail) = rest.split_at_mut(placed.panels.start - at);
+        let (panels, tail) = tail.split_at_mut(placed.panels.len());
+        (rest, at) = (tail, placed.panels.end);
+        let unit = placed.source.bytes_of_panel(placed.dtype, placed.cols);
+        let strip_bytes = (most / unit).max(1) * unit;
+        let panel_bytes = Matrix::panel_bytes(placed.dtype, [PANEL, placed.cols]).expect("as large as when placed");
+        let chunks = panels.chunks_mut(strip_bytes / unit * panel_bytes);
+        let here = Pieces { tensor: &placed.tensor, strip_bytes, fills: Vec::new() };
+        pieces.entry(placed.source.location().clone()).or_insert(here).fills.push((placed, chunks));
+    }
+    let mut strips = Vec::new();
+    for (location, Pieces { tensor, strip_bytes, mut fills }) in pieces {
+        for start in (0..location.size()).step_by(strip_bytes) {
+            let end = location.size().min(start + strip_bytes);
+            let lay =
+                |(placed, chunks): &mut (&'a Placed, ChunksMut<'a, u8>)| Some(Lay { placed, panels: chunks.next()? });
+            let lays = fills.iter_mut().filter_map(lay).collect();
+            strips.push(Strip { tensor, location: location.part(start..end), lays });
+        }
+    }
+    strips
+}
+
+impl Strip<'_> {
+    fn run(self, checkpoint: &Checkpoint, reader: &mut Reader, isa: Isa) -> Result<(), CheckpointError> {
+        let bytes = reader.bytes(&self.location);
+        checkpoint.check_finite_part(self.tensor, &self.location, bytes)?;
+        for Lay { placed, panels } in self.lays {
+            placed.source.lay(isa, placed.dtype, placed.cols, bytes, panels);
+        }
+        Ok(())
+    }
+}
+
+/// Reads all strips. Of several damaged tensors the first in the order of the files is the error, whoever finds it when.
+pub(super) fn read(
+    checkpoint: &Checkpoint,
+    strips: Vec<Strip>,
+    options: &ModelOptions,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<(), LoadError> {
+    let ModelOptions { isa, load, threads, .. } = *options;
+    let total_bytes = strips.iter().map(|strip| strip.location.size()).sum();
+    let mut done_bytes = 0;
+    progress(LoadProgress { done_bytes, total_bytes });
+    let next = Mutex::new(strips.into_iter().enumerate());
+    let take = || next.lock().expect("no thread panics while it holds this").next();
+    let stop = AtomicBool::new(false);
+    let (tell, told) = mpsc::channel::<Result<usize, (usize, CheckpointError)>>();
+    let work = |tell: mpsc::Sender<_>| {
+        let mut reader = Reader::new(checkpoint);
+        while !stop.load(Ordering::Relaxed)
+            && let Some((index, strip)) = take()
+        {
+            let bytes = strip.location.size();
+            let result = strip.run(checkpoint, &mut reader, isa);
+            if result.is_err() {
+                stop.store(true, Ordering::Relaxed);
+            }
+            let _ = tell.send(result.map(|()| bytes).map_err(|error| (index, error)));
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            let (work, tell) = (&work, tell.clone());
+            thread::Builder::new().name("load".into()).spawn_scoped(scope, move || work(tell)).map_err(|error| {
+                stop.store(true, Ordering::Relaxed);
+                LoadError::Threads { threads, why: error.to_string() }
+            })?;
+        }
+        drop(tell);
+        let mut first: Option<(usize, CheckpointError)> = None;
+        for result in told {
+            match result {
+                Ok(bytes) => {
+                    if load == Load::Resident && done_bytes / RELEASE_BYTES != (done_bytes + bytes) / RELEASE_BYTES {
+                        checkpoint.release();
+                    }
+                    done_bytes += bytes;
+                    progress(LoadProgress { done_bytes, total_bytes });
+                }
+                Err(error) => {
+                    if first.as_ref().is_none_or(|(index, _)| error.0 < *index) {
+                        first = Some(error);
+                    }
+                }
+            }
+        }
+        if load == Load::Resident {
+            checkpoint.release();
+        }
+        first.map_or(Ok(()), |(_, error)| Err(error.into()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use simd::Isa;
+    use simd::matmul::Activations;
+
+    use super::*;
+    use crate::model::place::Place;
+
+    /// The panels of a golden model, read in strips of `most` bytes, and how many strips there were.
+    fn panels(family: &str, most: usize, threads: usize) -> (Vec<u8>, usize) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(family);
+        let checkpoint = Checkpoint::open(&folder).unwrap();
+        let config = checkpoint.config();
+        let load = Load::Resident;
+        let mut place = Place::new(&checkpoint, load);
+        for layer in 0..config.layers.len() {
+            place.layer(config, layer);
+        }
+        place.linear(config.lm_head_name());
+        let (bytes, placed) = place.finish();
+        let mut region = vec![0; bytes];
+        let tensors = config.tensors();
+        let strips = cut(&checkpoint, &tensors, &placed, &mut region, most);
+        let count = strips.len();
+
+        let published: usize = tensors.iter().map(|spec| checkpoint.tensor(&spec.name).bytes.len()).sum();
+        assert_eq!(strips.iter().map(|strip| strip.location.size()).sum::<usize>(), published, "each byte once");
+        assert!(strips.is_sorted_by_key(|strip| strip.location.clone()), "in the order of the files");
+
+        let options = ModelOptions { isa: Isa::detect(), activations: Activations::Bf16x2, load, threads };
+        let mut seen = Vec::new();
+        read(&checkpoint, strips, &options, &mut |at| {
+            assert_eq!(at.total_bytes, published);
+            seen.push(at.done_bytes);
+        })
+        .unwrap();
+        assert!(seen.is_sorted() && seen.first() == Some(&0) && seen.last() == Some(&published));
+        (region, count)
+    }
+
+    #[test]
+    fn where_strips_are_cut_and_who_reads_them_changes_no_byte() {
+        for family in ["llama", "mixtral"] {
+            let (whole, few) = panels(family, STRIP_BYTES, 1);
+            let (cut, many) = panels(family, 4096, 3);
+            assert!(many > few, "{family}: {many} strips, {few} of them large");
+            assert!(whole == cut, "{family}");
+        }
+    }
+}

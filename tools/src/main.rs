@@ -14,7 +14,7 @@ use std::process::{Command, ExitCode};
 const USAGE: &str = "\
 usage: cargo tools COMMAND
 
-  ci [--no-tests]   format, tidy, clippy, tests and docs, each with warnings denied; ends at the first failure
+  ci [--no-tests]   format, tidy, clippy, tests, benches and docs, each with warnings denied; ends at the first failure
   tidy              the rules of the house that no compiler knows
   synth --shape NAME [--layers N] [--seed S] -o DIR
                     a checkpoint with a published model's layer shape and random weights, for measuring speed

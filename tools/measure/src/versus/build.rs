@@ -72,7 +72,9 @@ fn bring_source(folder: &Path) -> Result<(), String> {
     let text = format!("llama-cpp-python=={VERSION} --hash=sha256:{SHA256}\n");
     fs::write(&pinned, text).map_err(|error| named(&pinned, error))?;
     let mut pip = Command::new("python3");
-    pip.args(["-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "--require-hashes", "--dest"]);
+    // Only this package as source: what pip needs to look into it (a cmake, a ninja) would be compiled too.
+    pip.args(["-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python"]);
+    pip.args(["--require-hashes", "--dest"]);
     shell::output(pip.arg(folder).arg("--requirement").arg(&pinned))?;
 
     let name = format!("llama_cpp_python-{VERSION}");

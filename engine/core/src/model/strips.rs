@@ -10,7 +10,7 @@ use std::sync::{Mutex, mpsc};
 use std::thread;
 
 use simd::Isa;
-use simd::matmul::{Matrix, PANEL};
+use simd::matmul::PANEL;
 
 use super::load::{Load, LoadError, LoadProgress, ModelOptions};
 use super::place::Placed;
@@ -67,7 +67,7 @@ pub(super) fn cut<'a>(
         (rest, at) = (tail, placed.panels.end);
         let unit = placed.source.bytes_of_panel(placed.dtype, placed.cols);
         let strip_bytes = (most / unit).max(1) * unit;
-        let panel_bytes = Matrix::panel_bytes(placed.dtype, [PANEL, placed.cols]).expect("as large as when placed");
+        let panel_bytes = placed.source.panel_bytes(placed.dtype, [PANEL, placed.cols]);
         let chunks = panels.chunks_mut(strip_bytes / unit * panel_bytes);
         let here = Pieces { tensor: &placed.tensor, strip_bytes, fills: Vec::new() };
         pieces.entry(placed.source.location().clone()).or_insert(here).fills.push((placed, chunks));
@@ -90,7 +90,9 @@ impl Strip<'_> {
         let bytes = reader.bytes(&self.location);
         checkpoint.check_finite_part(self.tensor, &self.location, bytes)?;
         for Lay { placed, panels } in self.lays {
-            placed.source.lay(isa, placed.dtype, placed.cols, bytes, panels);
+            // Scales are few and lie elsewhere: they come from the map, and are checked in strips of their own.
+            let scales = placed.source.scales_of(&self.location).map_or(&[][..], |scales| checkpoint.bytes(&scales));
+            placed.source.lay(isa, placed.dtype, placed.cols, bytes, scales, panels);
         }
         Ok(())
     }
@@ -184,7 +186,7 @@ mod tests {
         let strips = cut(&checkpoint, &tensors, &placed, &mut region, most);
         let count = strips.len();
 
-        let published: usize = tensors.iter().map(|spec| checkpoint.tensor(&spec.name).bytes.len()).sum();
+        let published: usize = tensors.iter().map(|spec| checkpoint.location(&spec.name).size()).sum();
         assert_eq!(strips.iter().map(|strip| strip.location.size()).sum::<usize>(), published, "each byte once");
         assert!(strips.is_sorted_by_key(|strip| strip.location.clone()), "in the order of the files");
 
@@ -201,7 +203,7 @@ mod tests {
 
     #[test]
     fn where_strips_are_cut_and_who_reads_them_changes_no_byte() {
-        for family in ["llama", "mixtral"] {
+        for family in ["llama", "mixtral", "gpt_oss"] {
             let (whole, few) = panels(family, STRIP_BYTES, 1);
             let (cut, many) = panels(family, 4096, 3);
             assert!(many > few, "{family}: {many} strips, {few} of them large");

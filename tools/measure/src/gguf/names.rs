@@ -31,16 +31,17 @@ impl Stored {
 
 /// llama.cpp's name of the architecture.
 pub(super) fn architecture(config: &ModelConfig) -> Result<&'static str, String> {
-    if config.layers.iter().any(|layer| layer.window.is_some()) {
-        return Err("sliding windows are not written here: llama.cpp has none for these architectures".into());
-    }
-    Ok(match config.family.model_type {
+    let name = match config.family.model_type {
         "llama" | "mistral" | "mixtral" => "llama",
         "qwen2" => "qwen2",
         "qwen3" => "qwen3",
         "qwen3_moe" => "qwen3moe",
         other => return Err(format!("`{other}` checkpoints are not written as GGUF here")),
-    })
+    };
+    match config.layers.iter().any(|layer| layer.window.is_some()) {
+        true => Err("sliding windows are not written here: llama.cpp has none for these architectures".into()),
+        false => Ok(name),
+    }
 }
 
 /// Every tensor, in the order of the forward pass.

@@ -30,6 +30,8 @@ pub struct PlanRequest {
 /// Bytes of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Plan {
+    /// Where the weights are to live.
+    pub load: Load,
     /// Parameters of the model.
     pub parameters: u64,
     /// Bytes of all tensors as published; they pass through the page cache.
@@ -80,6 +82,10 @@ impl DoesNotFit {
             bytes(*mapped_bytes),
             bytes(self.available_bytes),
         );
+        let needs = match self.plan.load_bytes > kv_bytes.saturating_add(*scratch_bytes) {
+            true => format!("{needs} (loading takes {} before that)", bytes(self.plan.load_bytes)),
+            false => needs,
+        };
         match self.ctx_size_that_fits {
             Some(ctx_size) => format!("{needs}; `--ctx-size {ctx_size}` fits"),
             None => format!(
@@ -105,6 +111,7 @@ impl Plan {
     /// from config.json.
     pub fn new(config: &ModelConfig, dtype_of: impl Fn(&str) -> Dtype, request: &PlanRequest) -> Self {
         let mut plan = Self {
+            load: request.load,
             parameters: 0,
             checkpoint_bytes: 0,
             weight_bytes: 0,

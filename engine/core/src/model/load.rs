@@ -17,11 +17,12 @@ use super::place::Place;
 use super::rope_table::RopeTable;
 use super::strips;
 use super::weights::{Layer, Model};
-use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::checkpoint::{Checkpoint, CheckpointError, DirectShards};
 use crate::config::{Mlp, expert_names, layer_names};
 
 /// Where weights live while the model runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Load {
     /// In the page cache, as published.
     Mapped,
@@ -111,6 +112,16 @@ pub enum LoadError {
         /// What the system said.
         why: String,
     },
+}
+
+/// Reads a checkpoint past the page cache as [`Model::load`] does for `threads` workers, and does nothing with it.
+/// Returns the bytes; how long that takes is what loading is to be compared with.
+///
+/// # Errors
+/// Shards that cannot be read, or threads that do not start.
+pub fn read_only(checkpoint: &Checkpoint, threads: usize) -> Result<u64, CheckpointError> {
+    let total = checkpoint.shards().map(|(_, bytes)| bytes.len()).sum();
+    DirectShards::open(checkpoint)?.read_all(strips::readers(threads, total), strips::STRIP_BYTES)
 }
 
 impl Model {

@@ -52,7 +52,7 @@ struct Lay<'a> {
 }
 
 /// Threads that read `total` bytes for a run of `threads` workers: one has enough to do with a strip.
-fn readers(threads: usize, total: usize) -> usize {
+pub(super) fn readers(threads: usize, total: usize) -> usize {
     threads.clamp(READERS_MIN, READERS_MAX).min(total.div_ceil(STRIP_BYTES)).max(1)
 }
 

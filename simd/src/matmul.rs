@@ -9,20 +9,26 @@
 //! subnormal numbers as zero.
 
 mod matrix;
+pub mod packed;
 mod peak;
+mod row_major;
 mod rows;
 
 use std::ops::Range;
 
 use bytemuck::cast_slice;
 
-use crate::arch::step::{self, Step, Tile};
+use crate::arch::step::{self, Gather, Step, Tile};
 use crate::isa::with_lanes;
 use crate::{Dtype, Isa};
 
+#[cfg(target_arch = "x86_64")]
+use crate::Avx512;
 use matrix::Layout;
 pub use matrix::{Matrix, PANEL, PanelScratch};
+use packed::{Packed, PackedTile};
 pub use peak::spin_at_peak;
+use row_major::RowsTile;
 pub use rows::{Activations, ActivationsError, RowForm, Rows};
 
 /// No ISA's tile has more panels than this.
@@ -32,11 +38,12 @@ const PANELS_MAX: usize = 3;
 ///
 /// `sums` starts with the first panel of `panels`; lanes beyond the last row of `w` hold nothing of use. Rows may be
 /// selected in any order and repeatedly. The bits of an element depend on nothing but its row of `w`, its row of `x` and
-/// the ISA; a row-major `w` is laid into panels in `scratch`, tile by tile, and gives the bits that panels give.
+/// the ISA; a row-major or packed `w` gives the bits that panels give, for it is laid into panels in `scratch`, tile by
+/// tile, where it is not unpacked in registers.
 ///
 /// # Panics
 /// If `x` was prepared for another ISA, dtype or width than `w` has, if a panel or a selected row does not exist, if
-/// `sums` has another length than `panels.len() * select.len()`, or if `w` is row-major and `scratch` too small.
+/// `sums` has another length than `panels.len() * select.len()`, or if `w` is not in plain panels and `scratch` too small.
 pub fn multiply(
     isa: Isa,
     w: &Matrix,
@@ -52,7 +59,11 @@ pub fn multiply(
     let call = Call { isa, w, panels, x, select, scratch, sums };
     match (isa, w.dtype()) {
         #[cfg(target_arch = "x86_64")]
-        (Isa::Avx512(token), Dtype::Bf16) => call.run(token),
+        (Isa::Avx512(token), Dtype::Bf16) => match w.layout() {
+            Layout::Packed(packed) if call.streams() <= Avx512::STREAMS => call.run_packed(token, packed),
+            Layout::RowMajor if call.can_turn::<Avx512>() => call.run_rows(token),
+            _ => call.run(token),
+        },
         (_, Dtype::Bf16) => with_lanes!(isa, lanes => call.run(step::Bf16Pairs(lanes))),
         (_, Dtype::F16) => with_lanes!(isa, lanes => call.run(step::F16(lanes))),
         (_, Dtype::F32) => with_lanes!(isa, lanes => call.run(step::F32(lanes))),
@@ -70,6 +81,65 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
+    /// Streams of activations: what a weight is multiplied with.
+    fn streams(&self) -> usize {
+        self.select.len() * self.x.form().terms()
+    }
+
+    /// Whether the matrix is whole panels of whole lines, and the streams one tile.
+    fn can_turn<T: Gather>(&self) -> bool {
+        let row_bytes = self.w.cols() * self.w.dtype().size();
+        self.streams() <= T::STREAMS && row_bytes.is_multiple_of(64) && self.w.rows().is_multiple_of(PANEL)
+    }
+
+    /// One tile of streams times row-major weights: they are turned once, in registers. With more streams they would be
+    /// turned again and again, and get plain panels in scratch instead.
+    fn run_rows<T: Gather>(self, step: T) {
+        let streams = self.streams();
+        if streams == 0 {
+            return;
+        }
+        let panel_bytes = self.w.bytes_of_panel();
+        for (panel, sums) in self.panels.clone().zip(self.sums.chunks_exact_mut(self.select.len())) {
+            let rows = &self.w.bytes()[panel * panel_bytes..][..panel_bytes];
+            let more = panel + 1 < self.panels.end;
+            macro_rules! tile {
+                ($($streams:literal)*) => {
+                    match streams {
+                        $($streams => rows_tile::<T, $streams>(step, rows, more, self.x, self.select, sums),)*
+                        streams => unreachable!("a tile of {streams} streams"),
+                    }
+                };
+            }
+            tile!(1 2 3 4 5 6 7 8);
+        }
+    }
+
+    /// As [`run_rows`](Self::run_rows), for packed weights.
+    fn run_packed<T: Gather>(self, step: T, packed: Packed) {
+        let streams = self.streams();
+        if streams == 0 {
+            return;
+        }
+        // Registers for the lines of two panels beside the sums of few streams.
+        let width = if streams <= T::STREAMS / 2 { 2 } else { 1 };
+        let firsts = self.panels.clone().step_by(width);
+        for (first, sums) in firsts.zip(self.sums.chunks_mut(width * self.select.len())) {
+            macro_rules! tile {
+                ($($streams:literal)*) => {
+                    match (sums.len() / self.select.len(), streams) {
+                        $((1, $streams) => packed_tile::<T, 1, $streams>(step, packed, first, self.x, self.select, sums),)*
+                        $((2, $streams) if const { $streams <= T::STREAMS / 2 } => {
+                            packed_tile::<T, 2, $streams>(step, packed, first, self.x, self.select, sums);
+                        })*
+                        (panels, streams) => unreachable!("a tile of {panels} panels and {streams} streams"),
+                    }
+                };
+            }
+            tile!(1 2 3 4 5 6 7 8);
+        }
+    }
+
     fn run<T: Step>(self, step: T) {
         const { assert!(T::PANELS <= PANELS_MAX) };
         if self.select.is_empty() {
@@ -78,7 +148,7 @@ impl Call<'_> {
         let panel_bytes = self.w.bytes_of_panel();
         // Few rows are bound by reading, and each panel of a tile is a stream of its own to the memory: two hide the
         // latency of a step. Many rows are bound by arithmetic, and a wider tile loads less for each product.
-        let streams = self.select.len() * self.x.form().terms();
+        let streams = self.streams();
         let width = if streams <= T::STREAMS / 2 { T::PANELS.min(2) } else { T::PANELS };
         let mut sums = self.sums;
         let mut first = self.panels.start;
@@ -86,7 +156,7 @@ impl Call<'_> {
             let count = width.min(self.panels.end - first);
             let bytes = match self.w.layout() {
                 Layout::Panels => &self.w.bytes()[first * panel_bytes..][..count * panel_bytes],
-                Layout::RowMajor => {
+                Layout::RowMajor | Layout::Packed(_) => {
                     let bytes = self.scratch.bytes_mut(count * panel_bytes);
                     for (i, out) in (first..first + count).zip(bytes.chunks_exact_mut(panel_bytes.max(1))) {
                         self.w.pack_panel_with(self.isa, i, out);
@@ -151,6 +221,58 @@ fn tile<T: Step, const P: usize, const S: usize>(
         *stream = &row[s % terms * steps..][..steps];
     }
     let tile = step.vectorize(Tile { step, w, x: streams });
+    store(&tile, terms, sums, selected, done);
+}
+
+/// As [`tile`], for one panel that lies row after row and all selected rows.
+fn rows_tile<T: Gather, const S: usize>(
+    step: T,
+    rows: &[u8],
+    more: bool,
+    x: &Rows,
+    select: &[u32],
+    sums: &mut [[f32; PANEL]],
+) {
+    let terms = x.form().terms();
+    let steps = x.form().words() / terms;
+    let mut streams: [&[T::X]; S] = [&[]; S];
+    for (s, stream) in streams.iter_mut().enumerate() {
+        let row = cast_slice(x.row(select[s / terms]));
+        *stream = &row[s % terms * steps..][..steps];
+    }
+    let tile = step.vectorize(RowsTile { step, rows, more, x: streams });
+    store(&tile, terms, sums, select.len(), 0);
+}
+
+/// As [`tile`], for packed panels from `first` on and all selected rows.
+fn packed_tile<T: Gather, const P: usize, const S: usize>(
+    step: T,
+    packed: Packed,
+    first: usize,
+    x: &Rows,
+    select: &[u32],
+    sums: &mut [[f32; PANEL]],
+) {
+    let terms = x.form().terms();
+    let steps = x.form().words() / terms;
+    let w = std::array::from_fn(|p| packed.panel(first + p));
+    let mut streams: [&[T::X]; S] = [&[]; S];
+    for (s, stream) in streams.iter_mut().enumerate() {
+        let row = cast_slice(x.row(select[s / terms]));
+        *stream = &row[s % terms * steps..][..steps];
+    }
+    let tile: [[[f32; PANEL]; P]; S] = step.vectorize(PackedTile { step, w, x: streams });
+    store(&tile, terms, sums, select.len(), 0);
+}
+
+/// Adds the terms of each row; the rows of the tile are those from `done` on of `selected`.
+fn store<const P: usize>(
+    tile: &[[[f32; PANEL]; P]],
+    terms: usize,
+    sums: &mut [[f32; PANEL]],
+    selected: usize,
+    done: usize,
+) {
     for (i, terms) in tile.chunks_exact(terms).enumerate() {
         for p in 0..P {
             let out = &mut sums[p * selected + done + i];

@@ -40,6 +40,9 @@ pub(crate) trait Lanes: Copy {
     fn multiply_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     fn to_array(self, x: Self::V) -> [f32; 16];
 
+    /// Asks for the line that lies `bytes` behind the start of `from`; there need not be one.
+    fn prefetch<R: ?Sized>(self, from: &R, bytes: usize);
+
     /// Word `j` of line `i` becomes word `i` of line `j`.
     #[inline(always)]
     fn transpose(self, lines: [&[u8; 64]; 16]) -> [[u32; 16]; 16] {

@@ -79,4 +79,7 @@ impl Lanes for Scalar {
     fn to_array(self, x: [f32; 16]) -> [f32; 16] {
         x
     }
+
+    #[inline(always)]
+    fn prefetch<R: ?Sized>(self, _: &R, _: usize) {}
 }

@@ -27,6 +27,8 @@ pub(crate) trait Step: Copy {
     /// The activations come by reference, so that they are broadcast straight from memory.
     fn step(self, w: Self::W, x: &Self::X, sums: Self::Sums) -> Self::Sums;
     fn to_array(self, sums: Self::Sums) -> [f32; 16];
+    /// Asks for the line that lies `bytes` behind the start of `from`; there need not be one.
+    fn prefetch<R: ?Sized>(self, from: &R, bytes: usize);
 }
 
 /// Steps that take one weight per lane: weights are loaded, sums can be resumed.
@@ -34,6 +36,20 @@ pub(crate) trait Single: Step<Raw = [Self::Element; 16], X = f32> {
     type Element: Pod;
 
     fn resume(self, sums: &[f32; 16]) -> Self::Sums;
+}
+
+/// Steps whose lines of 16 pairs can be put together in registers from weights that do not lie in plain panels.
+pub(crate) trait Gather: Step<Raw = [u16; 32]> {
+    /// Sixteen lines from 64 bytes of each of 16 rows: those from `at` on, where a row is `row_bytes` long.
+    ///
+    /// # Panics
+    /// If they end behind `rows`.
+    fn turn(self, rows: &[u8], row_bytes: usize, at: usize) -> [Self::W; 16];
+    /// The four lines of two blocks of the 12-bit form, see [`packed`](crate::matmul::packed), without their patches.
+    fn unpack(self, group: &[[u8; 64]; 3], bases: &[u8; 2]) -> [Self::W; 4];
+    fn line(self, line: Self::W) -> [u16; 32];
+    /// Bit `i` is the highest bit of byte `i`.
+    fn sign_bits(self, bytes: &[u8; 64]) -> u64;
 }
 
 /// BF16 weights in pairs: `k` even, then `k` odd.
@@ -83,6 +99,11 @@ impl<L: Lanes> Step for Bf16Pairs<L> {
     fn to_array(self, sums: L::V) -> [f32; 16] {
         self.0.to_array(sums)
     }
+
+    #[inline(always)]
+    fn prefetch<R: ?Sized>(self, from: &R, bytes: usize) {
+        self.0.prefetch(from, bytes);
+    }
 }
 
 macro_rules! single {
@@ -120,6 +141,11 @@ macro_rules! single {
             fn to_array(self, sums: L::V) -> [f32; 16] {
                 self.0.to_array(sums)
             }
+
+            #[inline(always)]
+            fn prefetch<R: ?Sized>(self, from: &R, bytes: usize) {
+                self.0.prefetch(from, bytes);
+            }
         }
 
         impl<L: Lanes> Single for $name<L> {
@@ -136,6 +162,9 @@ macro_rules! single {
 single!(Bf16, u16, load_bf16);
 single!(F16, u16, load_f16);
 single!(F32, f32, load);
+
+/// How far ahead of itself a tile of few streams, which waits for memory, asks for its panels' lines.
+const PREFETCH_BYTES: usize = 2048;
 
 /// `P` panels times `S` streams of activations, all along K at once: each weight is loaded once for all streams.
 pub(crate) struct Tile<'a, T: Step, const P: usize, const S: usize> {
@@ -160,6 +189,11 @@ impl<T: Step, const P: usize, const S: usize> Compute for Tile<'_, T, P, S> {
         }
         let mut sums = [[step.zero(); P]; S];
         for k in 0..steps {
+            if const { S * 2 <= T::STREAMS } {
+                for w in w {
+                    step.prefetch(&w[k], PREFETCH_BYTES);
+                }
+            }
             let mut weights = [step.weights(&w[0][k]); P];
             for p in 1..P {
                 weights[p] = step.weights(&w[p][k]);

@@ -2,7 +2,10 @@
 //!
 //! A `Matrix` exists only if its bytes have the length and the alignment that its shape asks for.
 
+use std::ops::Range;
+
 use super::PANELS_MAX;
+use super::packed::{Packed, PackedError};
 use crate::arch::{Compute, Lanes};
 use crate::isa::with_lanes;
 use crate::{Dtype, Isa};
@@ -13,10 +16,11 @@ pub const PANEL: usize = 16;
 /// A cache line; kernels load whole ones.
 const LINE_BYTES: usize = 64;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Layout {
+#[derive(Clone, Copy)]
+pub(super) enum Layout<'a> {
     RowMajor,
     Panels,
+    Packed(Packed<'a>),
 }
 
 /// Weights, `[rows, cols]`: an output row is a matrix row.
@@ -27,7 +31,7 @@ pub(super) enum Layout {
 #[derive(Clone, Copy)]
 pub struct Matrix<'a> {
     dtype: Dtype,
-    layout: Layout,
+    layout: Layout<'a>,
     rows: usize,
     cols: usize,
     bytes: &'a [u8],
@@ -48,7 +52,30 @@ impl<'a> Matrix<'a> {
         Self::new(dtype, Layout::Panels, bytes, [rows, cols], want)
     }
 
-    fn new(dtype: Dtype, layout: Layout, bytes: &'a [u8], [rows, cols]: [usize; 2], want: usize) -> Option<Self> {
+    /// A BF16 matrix in packed panels, see [`packed`](super::packed).
+    ///
+    /// # Errors
+    /// [`PackedError`]: the bytes cannot be such a matrix. That its patches fit is for [`Matrix::check_packed`] to say.
+    pub fn packed(bytes: &'a [u8], shape @ [rows, cols]: [usize; 2]) -> Result<Self, PackedError> {
+        let layout = Layout::Packed(Packed::new(bytes, shape)?);
+        Ok(Self { dtype: Dtype::Bf16, layout, rows, cols, bytes })
+    }
+
+    /// Reads the lines of bases of some panels and checks that their patches fit; of another matrix nothing is asked.
+    ///
+    /// # Errors
+    /// [`PackedError::Patches`] names the first panel that is damaged.
+    ///
+    /// # Panics
+    /// If there are no such panels.
+    pub fn check_packed(&self, panels: Range<usize>) -> Result<(), PackedError> {
+        match self.layout {
+            Layout::Packed(packed) => packed.check(panels),
+            Layout::RowMajor | Layout::Panels => Ok(()),
+        }
+    }
+
+    fn new(dtype: Dtype, layout: Layout<'a>, bytes: &'a [u8], [rows, cols]: [usize; 2], want: usize) -> Option<Self> {
         let aligned = bytes.as_ptr().addr().is_multiple_of(dtype.size());
         (bytes.len() == want && aligned).then_some(Self { dtype, layout, rows, cols, bytes })
     }
@@ -100,11 +127,11 @@ impl<'a> Matrix<'a> {
         self.bytes
     }
 
-    pub(super) fn layout(&self) -> Layout {
+    pub(super) fn layout(&self) -> Layout<'a> {
         self.layout
     }
 
-    /// Lays panel `panel` into `out`; from a matrix in panels it is a copy.
+    /// Lays panel `panel` into `out`, plain; from a matrix in plain panels it is a copy.
     ///
     /// # Panics
     /// If there is no such panel, or `out` is not [`Matrix::bytes_of_panel`] long.
@@ -119,9 +146,10 @@ impl<'a> Matrix<'a> {
     pub fn pack_panel_with(&self, isa: Isa, panel: usize, out: &mut [u8]) {
         assert!(panel < self.panel_count(), "panel {panel} of {}", self.panel_count());
         assert_eq!(out.len(), self.bytes_of_panel(), "bytes of a panel");
-        if self.layout == Layout::Panels {
-            out.copy_from_slice(&self.bytes[panel * out.len()..][..out.len()]);
-            return;
+        match self.layout {
+            Layout::Panels => return out.copy_from_slice(&self.bytes[panel * out.len()..][..out.len()]),
+            Layout::Packed(packed) => return packed.panel(panel).expand(isa, out),
+            Layout::RowMajor => {}
         }
         let row_bytes = self.cols * self.dtype.size();
         let rows = PANEL.min(self.rows - panel * PANEL);
@@ -195,7 +223,12 @@ impl<L: Lanes> Compute for Pack<'_, L> {
 
 impl std::fmt::Debug for Matrix<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Matrix({} {:?} [{}, {}])", self.dtype, self.layout, self.rows, self.cols)
+        let layout = match self.layout {
+            Layout::RowMajor => "row-major",
+            Layout::Panels => "panels",
+            Layout::Packed(_) => "packed panels",
+        };
+        write!(f, "Matrix({} {layout} [{}, {}])", self.dtype, self.rows, self.cols)
     }
 }
 

@@ -208,6 +208,14 @@ impl Checkpoint {
         self.shards[location.shard].check_intact()
     }
 
+    /// Says that of all shards only what is at `whole` will be read through the map in large pieces, see
+    /// [`MappedFile::expect_single_pages`]. That is thrift too.
+    pub fn expect_single_pages(&self, whole: &Location) {
+        for (index, shard) in self.shards.iter().enumerate() {
+            let _ = shard.map.expect_single_pages((index == whole.shard).then(|| whole.range()));
+        }
+    }
+
     /// Takes the shards' pages out of this process, see [`MappedFile::release`]. That is thrift, not need: a system that
     /// does not do it is asked in vain.
     pub fn release(&self) {

@@ -148,6 +148,10 @@ impl Model {
     ) -> Result<Self, LoadError> {
         check_types(&checkpoint)?;
         let config = checkpoint.config();
+        if options.load == Load::Resident {
+            // Norms and biases are read through the map, and would bring what lies around them into the page cache.
+            checkpoint.expect_single_pages(&checkpoint.location(strips::EMBEDDING));
+        }
         let mut place = Place::new(&checkpoint, options.load);
         let layers: Vec<Layer> = (0..config.layers.len()).map(|layer| place.layer(config, layer)).collect();
         let lm_head = place.linear(config.lm_head_name());

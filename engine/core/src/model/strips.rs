@@ -24,7 +24,7 @@ use crate::config::TensorSpec;
 pub(super) const STRIP_BYTES: usize = 8 << 20;
 
 /// Is looked up by rows, in the map, also where it has panels as the output matrix of a tied model.
-const EMBEDDING: &str = "model.embed_tokens.weight";
+pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
 
 /// Reads under way at a time, at least: disks are at their best with several, and while one waits others compute.
 const READERS_MIN: usize = 4;

@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 use simd::Dtype;
-use simd::matmul::{Matrix, PANEL};
+use simd::matmul::{MXFP4_BLOCK, Matrix, PANEL};
 
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, TensorKind, TensorSpec};
 use crate::kv_cache::{KvShape, blocks_for};
 use crate::model::{Load, WorkspaceShape, largest_strip, load_buffer_bytes};
 
@@ -96,6 +96,30 @@ impl DoesNotFit {
     }
 }
 
+/// Bytes of a tensor's matrices in panels, each from a cache line on.
+fn panel_bytes(spec: &TensorSpec, dtype: Dtype) -> u64 {
+    let (matrices, panels) = match (spec.kind, &spec.shape[..]) {
+        (TensorKind::Matrix, [rows, cols]) => (1, Matrix::panel_bytes(dtype, [*rows, *cols])),
+        (TensorKind::Mxfp4Blocks { matrices }, [stacked, rows, blocks, _]) => {
+            (matrices, Matrix::mxfp4_panel_bytes([stacked * rows / matrices, blocks * MXFP4_BLOCK]))
+        }
+        _ => (0, Some(0)),
+    };
+    let panels = panels.expect("config.json's limits keep sizes far below 2^63") as u64;
+    matrices as u64 * panels.next_multiple_of(64)
+}
+
+/// Published bytes from which a panel of a tensor's matrices is made, with the rows that lie between its own.
+fn published_panel(spec: &TensorSpec, dtype: Dtype) -> usize {
+    match (spec.kind, &spec.shape[..]) {
+        (TensorKind::Mxfp4Blocks { matrices }, [stacked, _, blocks, _]) => {
+            PANEL * (matrices / stacked) * blocks * (MXFP4_BLOCK / 2)
+        }
+        (_, [.., cols]) => PANEL * cols * dtype.size(),
+        _ => 0,
+    }
+}
+
 /// `n` bytes for people, in binary units.
 pub fn bytes(n: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -130,22 +154,19 @@ impl Plan {
         let mut expert_bytes = 0;
         let mut strip = 0;
         for spec in config.tensors() {
-            let dtype = dtype_of(&spec.name);
-            let count = spec.shape.iter().map(|size| *size as u64).product::<u64>();
-            let published = count * dtype.size() as u64;
-            plan.parameters += count;
+            let dtype = if spec.kind.is_numbers() { dtype_of(&spec.name) } else { Dtype::Bf16 };
+            let published = spec.published_bytes(dtype);
+            plan.parameters += spec.parameters();
             plan.checkpoint_bytes += published;
             let mut panels = |plan: &mut Self| {
                 if request.load == Load::Resident {
-                    let shape = [spec.shape[0], spec.shape[1]];
-                    let padded =
-                        Matrix::panel_bytes(dtype, shape).expect("config.json's limits keep sizes far below 2^63");
-                    plan.weight_bytes += (padded as u64).next_multiple_of(64);
-                    strip = strip.max(largest_strip(published as usize, PANEL * shape[1] * dtype.size()));
+                    plan.weight_bytes += panel_bytes(&spec, dtype);
+                    strip = strip.max(largest_strip(published as usize, published_panel(&spec, dtype)));
                 }
             };
-            match spec.shape.len() {
-                1 => plan.weight_bytes += count * 4,
+            match spec.kind {
+                TensorKind::Vector => plan.weight_bytes += spec.parameters() * 4,
+                TensorKind::Mxfp4Scales => expert_bytes += published,
                 _ if spec.name == "model.embed_tokens.weight" => {
                     plan.mapped_bytes += published;
                     if config.tie_word_embeddings {

@@ -18,9 +18,26 @@ use super::CheckpointError;
 
 /// Where a tensor lies in its shard.
 pub(super) struct TensorInfo {
-    pub(super) dtype: Dtype,
+    pub(super) element: Element,
     pub(super) shape: Vec<usize>,
     pub(super) bytes: Range<usize>,
+}
+
+/// What a shard calls the type of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Element {
+    Number(Dtype),
+    /// Bytes that stand for something else.
+    U8,
+}
+
+impl Element {
+    pub(super) fn size(self) -> usize {
+        match self {
+            Self::Number(dtype) => dtype.size(),
+            Self::U8 => 1,
+        }
+    }
 }
 
 const HEADER_BYTES_MAX: usize = 100_000_000;
@@ -75,22 +92,24 @@ pub(super) fn read(path: &Path, file: &[u8]) -> Result<Vec<(String, TensorInfo)>
             if let Some(bad) = info.shape.iter().find(|size| !(1..=DIMENSION_MAX).contains(*size)) {
                 return Err(damaged(format!("has a dimension of {bad}; allowed are 1 to {DIMENSION_MAX}")));
             }
-            let dtype = match info.dtype {
-                safetensors::Dtype::BF16 => Dtype::Bf16,
-                safetensors::Dtype::F16 => Dtype::F16,
-                safetensors::Dtype::F32 => Dtype::F32,
-                other => return Err(damaged(format!("has type {other:?}; supported: BF16, F16, F32"))),
+            let element = match info.dtype {
+                safetensors::Dtype::BF16 => Element::Number(Dtype::Bf16),
+                safetensors::Dtype::F16 => Element::Number(Dtype::F16),
+                safetensors::Dtype::F32 => Element::Number(Dtype::F32),
+                safetensors::Dtype::U8 => Element::U8,
+                other => {
+                    return Err(damaged(format!("has type {other:?}; supported: BF16, F16, F32, and U8 for MXFP4")));
+                }
             };
             let (start, end) = info.data_offsets;
             let bytes = data + start..data + end;
-            if bytes.start % dtype.size() != 0 {
+            if bytes.start % element.size() != 0 {
                 return Err(damaged(format!(
-                    "begins at byte {}, not aligned to its type {}",
-                    bytes.start,
-                    dtype.name()
+                    "begins at byte {}, not aligned to its type {:?}",
+                    bytes.start, info.dtype
                 )));
             }
-            Ok((name, TensorInfo { dtype, shape: info.shape.clone(), bytes }))
+            Ok((name, TensorInfo { element, shape: info.shape.clone(), bytes }))
         })
         .collect()
 }

@@ -9,7 +9,7 @@ mod header;
 mod map;
 mod scan;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -19,8 +19,8 @@ pub use direct::DirectShards;
 pub use error::CheckpointError;
 pub use map::MappedFile;
 
-use crate::config::ModelConfig;
-use header::TensorInfo;
+use crate::config::{ModelConfig, TensorKind, TensorSpec};
+use header::{Element, TensorInfo};
 
 /// A folder's config and tensors.
 pub struct Checkpoint {
@@ -28,6 +28,8 @@ pub struct Checkpoint {
     config: ModelConfig,
     shards: Vec<Shard>,
     tensors: HashMap<String, (usize, TensorInfo)>,
+    /// Tensors that hold the scales of blocks.
+    scales: HashSet<String>,
 }
 
 struct Shard {
@@ -44,7 +46,7 @@ impl Shard {
     }
 }
 
-/// A tensor of a checkpoint, in the map.
+/// A tensor of numbers, in the map.
 #[derive(Clone, Copy)]
 pub struct Tensor<'a> {
     /// Type of its values.
@@ -78,6 +80,16 @@ impl Location {
     pub fn part(&self, part: Range<usize>) -> Self {
         assert!(part.start <= part.end && part.end <= self.size(), "{part:?} of {} bytes", self.size());
         Self { shard: self.shard, start: self.start + part.start, end: self.start + part.end }
+    }
+
+    /// Which bytes of `whole` this place is: the inverse of [`Location::part`].
+    ///
+    /// # Panics
+    /// If it does not lie within `whole`.
+    pub fn within(&self, whole: &Self) -> Range<usize> {
+        let inside = self.shard == whole.shard && whole.start <= self.start && self.end <= whole.end;
+        assert!(inside, "{self:?} is not within {whole:?}");
+        self.start - whole.start..self.end - whole.start
     }
 
     fn range(&self) -> Range<usize> {
@@ -134,7 +146,9 @@ impl Checkpoint {
                 tensors.insert(name, (index, info));
             }
         }
-        let checkpoint = Self { folder: folder.into(), config, shards, tensors };
+        let is_scales = |spec: &TensorSpec| spec.kind == TensorKind::Mxfp4Scales;
+        let scales = config.tensors().into_iter().filter(is_scales).map(|spec| spec.name).collect();
+        let checkpoint = Self { folder: folder.into(), config, shards, tensors, scales };
         checkpoint.check_index(placed)?;
         checkpoint.check_tensors()?;
         Ok(checkpoint)
@@ -155,17 +169,22 @@ impl Checkpoint {
         self.shards.iter().map(|shard| (shard.path.as_path(), shard.map.bytes()))
     }
 
-    /// A tensor by name. The names are those of [`ModelConfig::tensors`], whose presence `open` has checked.
+    /// A tensor of numbers by name. The names are those of [`ModelConfig::tensors`], whose presence `open` has checked.
     ///
     /// # Panics
-    /// If the name is not one of them: that is a bug, not a bad file.
+    /// If the name is not one of them, or what it names holds no numbers but blocks or scales: that is a bug, not a bad
+    /// file.
     pub fn tensor(&self, name: &str) -> Tensor<'_> {
         let Some((shard, info)) = self.tensors.get(name) else { panic!("`{name}` is not a tensor of this model") };
+        let Element::Number(dtype) = info.element else { panic!("`{name}` holds no numbers") };
         let bytes = &self.shards[*shard].map.bytes()[info.bytes.clone()];
-        Tensor { dtype: info.dtype, shape: &info.shape, bytes }
+        Tensor { dtype, shape: &info.shape, bytes }
     }
 
-    /// Place of the tensor `name`; panics as [`Checkpoint::tensor`] does.
+    /// Place of the tensor `name`, numbers or not.
+    ///
+    /// # Panics
+    /// If the name is not one of [`ModelConfig::tensors`].
     pub fn location(&self, name: &str) -> Location {
         let Some((shard, info)) = self.tensors.get(name) else { panic!("`{name}` is not a tensor of this model") };
         Location { shard: *shard, start: info.bytes.start, end: info.bytes.end }
@@ -224,12 +243,14 @@ impl Checkpoint {
         }
     }
 
-    /// Refuses NaN and infinite weights in tensor `name`: a damaged file is found before it speaks.
+    /// Refuses NaN and infinite weights in tensor `name`, and scales that are none: a damaged file is found before it
+    /// speaks.
     ///
     /// # Errors
-    /// [`CheckpointError::NotFinite`] with shard, tensor, index and value.
+    /// [`CheckpointError::NotFinite`] or [`CheckpointError::Scale`] with shard, tensor, index and value.
     pub fn check_finite(&self, name: &str) -> Result<(), CheckpointError> {
-        self.check_finite_part(name, &self.location(name), self.tensor(name).bytes)
+        let location = self.location(name);
+        self.check_finite_part(name, &location, self.bytes(&location))
     }
 
     /// As [`Checkpoint::check_finite`], for the part of the tensor at `part`, whose bytes were read already.
@@ -237,14 +258,23 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::check_finite`].
     pub fn check_finite_part(&self, name: &str, part: &Location, bytes: &[u8]) -> Result<(), CheckpointError> {
-        let tensor = self.tensor(name);
-        match scan::first_non_finite(tensor.dtype, bytes) {
-            None => Ok(()),
-            Some((index, value)) => {
-                let index = index + (part.start - self.location(name).start) / tensor.dtype.size();
-                let shard = self.shards[part.shard].path.clone();
-                Err(CheckpointError::NotFinite { shard, tensor: name.into(), index, value })
-            }
+        let before = part.start - self.location(name).start;
+        let (shard, tensor) = (|| self.shards[part.shard].path.clone(), || name.to_owned());
+        match self.tensors[name].1.element {
+            Element::Number(dtype) => match scan::first_non_finite(dtype, bytes) {
+                None => Ok(()),
+                Some((index, value)) => {
+                    let index = index + before / dtype.size();
+                    Err(CheckpointError::NotFinite { shard: shard(), tensor: tensor(), index, value })
+                }
+            },
+            Element::U8 if !self.scales.contains(name) => Ok(()),
+            Element::U8 => match scan::first_bad_scale(bytes) {
+                None => Ok(()),
+                Some((index, value)) => {
+                    Err(CheckpointError::Scale { shard: shard(), tensor: tensor(), index: index + before, value })
+                }
+            },
         }
     }
 
@@ -304,8 +334,11 @@ impl Checkpoint {
     /// tied model where it repeats the embedding. (One that differs is refused: the model would be read wrongly.)
     fn follows(&self, name: &str) -> bool {
         if name == "lm_head.weight" && self.config.tie_word_embeddings {
-            let (embedding, head) = (self.tensor("model.embed_tokens.weight"), self.tensor(name));
-            return (embedding.dtype, embedding.shape, embedding.bytes) == (head.dtype, head.shape, head.bytes);
+            let [embedding, head] = ["model.embed_tokens.weight", name].map(|name| {
+                let TensorInfo { element, shape, .. } = &self.tensors[name].1;
+                (element, shape, self.bytes(&self.location(name)))
+            });
+            return embedding == head;
         }
         name.ends_with(".rotary_emb.inv_freq")
     }
@@ -324,8 +357,14 @@ impl Checkpoint {
                     got: info.shape.clone(),
                 });
             }
+            if spec.kind.is_numbers() != (info.element != Element::U8) {
+                let (numbers, bytes) = ("BF16, F16 or F32", "U8");
+                let (want, got) = if spec.kind.is_numbers() { (numbers, bytes) } else { (bytes, numbers) };
+                let shard = self.shards[*shard].path.clone();
+                return Err(CheckpointError::WrongType { shard, tensor: spec.name.clone(), want, got });
+            }
         }
-        let wanted: std::collections::HashSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
+        let wanted: HashSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
         let mut extra: Vec<&String> =
             self.tensors.keys().filter(|name| !wanted.contains(name.as_str()) && !self.follows(name)).collect();
         extra.sort();

@@ -1,6 +1,7 @@
 //! Looks for weights that are not numbers.
 
 use simd::Dtype;
+use simd::matmul::MXFP4_SCALES;
 
 /// Index and value of the first NaN or infinity, if any.
 pub(super) fn first_non_finite(dtype: Dtype, bytes: &[u8]) -> Option<(usize, f32)> {
@@ -17,6 +18,12 @@ pub(super) fn first_non_finite(dtype: Dtype, bytes: &[u8]) -> Option<(usize, f32
     dtype.widen(chunk, &mut values);
     let at = values.iter().position(|value| !value.is_finite())?;
     Some((index * CHUNK / dtype.size() + at, values[at]))
+}
+
+/// Index and value of the first scale at which BF16 does not hold all weights of a block of MXFP4, if any.
+pub(super) fn first_bad_scale(scales: &[u8]) -> Option<(usize, u8)> {
+    let index = scales.iter().position(|scale| !MXFP4_SCALES.contains(scale))?;
+    Some((index, scales[index]))
 }
 
 fn halves(bytes: &[u8]) -> impl Iterator<Item = u16> {

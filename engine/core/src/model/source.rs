@@ -1,8 +1,8 @@
 //! Where a matrix's numbers are published, and how they become panels.
+//!
+//! Blocks of MXFP4 stay what they are: their panels hold the same nibbles and scales in the order of the kernel.
 
-use std::borrow::Cow;
-
-use simd::matmul::{Matrix, PANEL};
+use simd::matmul::{MXFP4_BLOCK, Matrix, PANEL};
 use simd::{Dtype, Isa};
 
 use crate::checkpoint::Location;
@@ -13,7 +13,12 @@ pub(super) enum Source {
     /// Rows `first_row`, `first_row + row_step`, … of the row-major matrix at `location`; `first_row` is below
     /// `row_step`, the others belong to matrices that are published row by row with this one.
     Rows { location: Location, first_row: usize, row_step: usize },
+    /// The same rows of a matrix of MXFP4, whose blocks and scales lie apart.
+    Mxfp4 { blocks: Location, scales: Location, first_row: usize, row_step: usize },
 }
+
+/// A block with its scale.
+pub(super) const MXFP4_BLOCK_BYTES: usize = MXFP4_BLOCK / 2 + 1;
 
 impl Source {
     /// All rows of the matrix at `location`.
@@ -21,41 +26,65 @@ impl Source {
         Self::Rows { location, first_row: 0, row_step: 1 }
     }
 
-    /// Where all of its bytes lie, perhaps among those of other matrices.
+    /// Where all of its weights lie, perhaps among those of other matrices.
     pub(super) fn location(&self) -> &Location {
         match self {
             Self::Rows { location, .. } => location,
+            Self::Mxfp4 { blocks, .. } => blocks,
         }
     }
 
-    /// Published bytes from which one panel is made; those of the next panel follow them.
-    pub(super) fn bytes_of_panel(&self, dtype: Dtype, cols: usize) -> usize {
+    /// Where the scales of the part `part` of its blocks lie, if it has any.
+    pub(super) fn scales_of(&self, part: &Location) -> Option<Location> {
+        const BLOCK_BYTES: usize = MXFP4_BLOCK / 2;
         match self {
-            Self::Rows { row_step, .. } => PANEL * row_step * cols * dtype.size(),
-        }
-    }
-
-    /// Lays the panels that `bytes` hold into `panels`. The first of these bytes is the first of a panel's, and where
-    /// they end within a panel, the matrix ends.
-    pub(super) fn lay(&self, isa: Isa, dtype: Dtype, cols: usize, bytes: &[u8], panels: &mut [u8]) {
-        let panel_bytes = Matrix::panel_bytes(dtype, [PANEL, cols]).expect("as large as when it was placed");
-        let published = bytes.chunks(self.bytes_of_panel(dtype, cols));
-        for (published, out) in published.zip(panels.chunks_exact_mut(panel_bytes)) {
-            let rows = self.rows_of(published, cols * dtype.size());
-            let shape = [rows.len() / (cols * dtype.size()), cols];
-            let matrix = Matrix::row_major(dtype, &rows, shape)
-                .expect("shape, length and alignment were checked when the checkpoint was opened");
-            matrix.pack_panel_with(isa, 0, out);
-        }
-    }
-
-    /// This matrix's rows among those of `published`, which may hold rows of others between them.
-    fn rows_of<'a>(&self, published: &'a [u8], row_bytes: usize) -> Cow<'a, [u8]> {
-        match *self {
-            Self::Rows { row_step: 1, .. } => Cow::Borrowed(published),
-            Self::Rows { first_row, row_step, .. } => {
-                published.chunks_exact(row_bytes).skip(first_row).step_by(row_step).flatten().copied().collect()
+            Self::Rows { .. } => None,
+            Self::Mxfp4 { blocks, scales, .. } => {
+                let part = part.within(blocks);
+                Some(scales.part(part.start / BLOCK_BYTES..part.end / BLOCK_BYTES))
             }
+        }
+    }
+
+    /// Published bytes, without scales, from which one panel is made; those of the next panel follow them.
+    pub(super) fn bytes_of_panel(&self, dtype: Dtype, cols: usize) -> usize {
+        PANEL * self.row_step() * self.row_bytes(dtype, cols)
+    }
+
+    /// Bytes of all panels of a matrix of this shape.
+    pub(super) fn panel_bytes(&self, dtype: Dtype, shape: [usize; 2]) -> usize {
+        let bytes = match self {
+            Self::Rows { .. } => Matrix::panel_bytes(dtype, shape),
+            Self::Mxfp4 { .. } => Matrix::mxfp4_panel_bytes(shape),
+        };
+        bytes.expect("config.json's limits keep sizes far below 2^63, and ask for whole blocks")
+    }
+
+    /// Lays the panels that `bytes` hold into `panels`, with the `scales` of these bytes where they have some. The first
+    /// byte is the first of a panel's, and where they end within a panel, the matrix ends.
+    pub(super) fn lay(&self, isa: Isa, dtype: Dtype, cols: usize, bytes: &[u8], scales: &[u8], panels: &mut [u8]) {
+        let all = [bytes.len() / self.row_bytes(dtype, cols), cols];
+        let (matrix, first_row) = match self {
+            Self::Rows { first_row, .. } => (Matrix::row_major(dtype, bytes, all), *first_row),
+            Self::Mxfp4 { first_row, .. } => (Matrix::mxfp4_row_major(bytes, scales, all), *first_row),
+        };
+        let matrix = matrix.expect("shape, length and alignment were checked when the checkpoint was opened");
+        let matrix = matrix.every(first_row, self.row_step());
+        for (panel, out) in panels.chunks_exact_mut(matrix.bytes_of_panel()).enumerate() {
+            matrix.pack_panel_with(isa, panel, out);
+        }
+    }
+
+    fn row_step(&self) -> usize {
+        match self {
+            Self::Rows { row_step, .. } | Self::Mxfp4 { row_step, .. } => *row_step,
+        }
+    }
+
+    fn row_bytes(&self, dtype: Dtype, cols: usize) -> usize {
+        match self {
+            Self::Rows { .. } => cols * dtype.size(),
+            Self::Mxfp4 { .. } => cols / 2,
         }
     }
 }
@@ -84,7 +113,7 @@ mod tests {
             }
             let mut got = vec![0; want.len()];
             let source = Source::Rows { location: Location::default(), first_row, row_step: 2 };
-            source.lay(Isa::detect(), dtype, COLS, &published, &mut got);
+            source.lay(Isa::detect(), dtype, COLS, &published, &[], &mut got);
             assert_eq!(got, want, "from row {first_row}");
         }
     }

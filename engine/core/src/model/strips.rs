@@ -11,7 +11,7 @@ use std::thread;
 
 use numa::direct::BLOCK;
 use simd::Isa;
-use simd::matmul::{Matrix, PANEL};
+use simd::matmul::PANEL;
 
 use super::load::{Load, LoadError, LoadProgress, ModelOptions};
 use super::place::Placed;
@@ -41,7 +41,9 @@ pub(super) struct Strip<'a> {
     location: Location,
     /// The matrices whose rows are here: none for a tensor without a place, several where they are published together.
     lays: Vec<Lay<'a>>,
-    /// The run reads these bytes in the map: all of a mapped model, and what has no place or is looked up by rows.
+    /// Where the scales of these bytes lie, if they have some.
+    scales: Option<Location>,
+    /// Of a resident model too the run reads these bytes in the map, by rows.
     stays_mapped: bool,
 }
 
@@ -63,8 +65,8 @@ pub(crate) fn largest_strip(matrix: usize, panel: usize) -> usize {
 
 /// Bytes that the buffers of all readers take, for a resident model of `total` bytes and strips of up to `strip`.
 pub(crate) fn buffer_bytes(threads: usize, total: usize, strip: usize) -> usize {
-    // A buffer has room for the blocks around a strip.
-    readers(threads, total).saturating_mul(strip.saturating_add(2 * BLOCK))
+    // A buffer has room for the blocks around a strip; a second one, for scales, is a sixteenth of it.
+    readers(threads, total).saturating_mul(strip.saturating_add(strip / 16).saturating_add(4 * BLOCK))
 }
 
 /// Cuts all tensors into strips, in the order of the files. `placed` ascends in `region`; a strip is one panel or more,
@@ -95,7 +97,7 @@ pub(super) fn cut<'a>(
         (rest, at) = (tail, placed.panels.end);
         let unit = placed.source.bytes_of_panel(placed.dtype, placed.cols);
         let strip_bytes = (most / unit).max(1) * unit;
-        let panel_bytes = Matrix::panel_bytes(placed.dtype, [PANEL, placed.cols]).expect("as large as when placed");
+        let panel_bytes = placed.source.panel_bytes(placed.dtype, [PANEL, placed.cols]);
         let chunks = panels.chunks_mut(strip_bytes / unit * panel_bytes);
         let here = Pieces { tensor: &placed.tensor, strip_bytes, fills: Vec::new() };
         pieces.entry(placed.source.location().clone()).or_insert(here).fills.push((placed, chunks));
@@ -106,9 +108,11 @@ pub(super) fn cut<'a>(
             let end = location.size().min(start + strip_bytes);
             let lay =
                 |(placed, chunks): &mut (&'a Placed, ChunksMut<'a, u8>)| Some(Lay { placed, panels: chunks.next()? });
-            let lays = fills.iter_mut().filter_map(lay).collect();
-            let stays_mapped = fills.is_empty() || tensor == EMBEDDING;
-            strips.push(Strip { tensor, location: location.part(start..end), lays, stays_mapped });
+            let lays: Vec<Lay> = fills.iter_mut().filter_map(lay).collect();
+            let location = location.part(start..end);
+            // Matrices that are published together share their scales.
+            let scales = lays.first().and_then(|lay| lay.placed.source.scales_of(&location));
+            strips.push(Strip { tensor, location, lays, scales, stays_mapped: tensor == EMBEDDING });
         }
     }
     strips
@@ -116,11 +120,21 @@ pub(super) fn cut<'a>(
 
 impl Strip<'_> {
     /// Reads, checks and lays; returns whether the bytes came from the disk.
-    fn run(self, checkpoint: &Checkpoint, reader: &mut Reader, isa: Isa) -> Result<bool, CheckpointError> {
+    fn run(
+        self,
+        checkpoint: &Checkpoint,
+        [reader, of_scales]: &mut [Reader; 2],
+        isa: Isa,
+    ) -> Result<bool, CheckpointError> {
         let Read { bytes, from_disk } = reader.read(&self.location, self.stays_mapped)?;
         checkpoint.check_finite_part(self.tensor, &self.location, bytes)?;
+        // They are checked in strips of their own.
+        let scales = match &self.scales {
+            Some(scales) => of_scales.read(scales, false)?.bytes,
+            None => &[],
+        };
         for Lay { placed, panels } in self.lays {
-            placed.source.lay(isa, placed.dtype, placed.cols, bytes, panels);
+            placed.source.lay(isa, placed.dtype, placed.cols, bytes, scales, panels);
         }
         Ok(from_disk)
     }
@@ -141,10 +155,15 @@ pub(super) fn read(
         Load::Resident => Some(DirectShards::open(checkpoint)?),
     };
     let most = strips.iter().filter(|strip| !strip.stays_mapped).map(|strip| strip.location.size()).max().unwrap_or(0);
-    let reader = || match &direct {
-        None => Ok(Reader::mapped(checkpoint)),
-        Some(shards) => Reader::direct(checkpoint, shards, most)
-            .map_err(|source| LoadError::Memory { bytes: readers * most, source }),
+    let most_scales = strips.iter().filter_map(|strip| strip.scales.as_ref()).map(Location::size).max().unwrap_or(0);
+    let pair = || match &direct {
+        None => Ok([Reader::mapped(checkpoint), Reader::mapped(checkpoint)]),
+        Some(shards) => {
+            let reader = |most| {
+                Reader::direct(checkpoint, shards, most).map_err(|source| LoadError::Memory { bytes: most, source })
+            };
+            Ok([reader(most)?, reader(most_scales)?])
+        }
     };
     let mut at = LoadProgress { total_bytes, ..LoadProgress::default() };
     progress(at);
@@ -153,12 +172,12 @@ pub(super) fn read(
     let take = || next.lock().expect("no thread panics while it holds this").next();
     let stop = AtomicBool::new(false);
     let (tell, told) = mpsc::channel::<Result<(usize, bool), (usize, CheckpointError)>>();
-    let work = |mut reader: Reader, tell: mpsc::Sender<_>| {
+    let work = |mut readers: [Reader; 2], tell: mpsc::Sender<_>| {
         while !stop.load(Ordering::Relaxed)
             && let Some((index, strip)) = take()
         {
             let bytes = strip.location.size();
-            let result = strip.run(checkpoint, &mut reader, isa);
+            let result = strip.run(checkpoint, &mut readers, isa);
             if result.is_err() {
                 stop.store(true, Ordering::Relaxed);
             }
@@ -167,9 +186,9 @@ pub(super) fn read(
     };
     thread::scope(|scope| {
         for _ in 0..readers {
-            let start = reader().and_then(|reader| {
+            let start = pair().and_then(|pair| {
                 let (work, tell) = (&work, tell.clone());
-                let thread = thread::Builder::new().name("load".into()).spawn_scoped(scope, move || work(reader, tell));
+                let thread = thread::Builder::new().name("load".into()).spawn_scoped(scope, move || work(pair, tell));
                 thread.map_err(|error| LoadError::Threads { threads: readers, why: error.to_string() })
             });
             start.inspect_err(|_| stop.store(true, Ordering::Relaxed))?;
@@ -230,7 +249,7 @@ mod tests {
         let strips = cut(&checkpoint, &tensors, &placed, &mut region, most);
         let count = strips.len();
 
-        let published: usize = tensors.iter().map(|spec| checkpoint.tensor(&spec.name).bytes.len()).sum();
+        let published: usize = tensors.iter().map(|spec| checkpoint.location(&spec.name).size()).sum();
         assert_eq!(strips.iter().map(|strip| strip.location.size()).sum::<usize>(), published, "each byte once");
         assert!(strips.is_sorted_by_key(|strip| strip.location.clone()), "in the order of the files");
 
@@ -247,7 +266,7 @@ mod tests {
 
     #[test]
     fn where_strips_are_cut_and_who_reads_them_changes_no_byte() {
-        for family in ["llama", "mixtral"] {
+        for family in ["llama", "mixtral", "gpt_oss"] {
             let (whole, few) = panels(family, STRIP_BYTES, 1);
             let (cut, many) = panels(family, 4096, 3);
             assert!(many > few, "{family}: {many} strips, {few} of them large");

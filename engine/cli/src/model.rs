@@ -2,18 +2,20 @@
 
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use engine_core::checkpoint::Checkpoint;
 use engine_core::config::ModelConfig;
-use engine_core::model::{LoadError, Model, ModelOptions};
+use engine_core::model::{Load, LoadError, LoadProgress, Model, ModelOptions};
 use engine_core::plan::{Plan, PlanRequest};
 use engine_core::session::{Engine, EngineError, EngineOptions};
 use engine_core::text::{GenerationDefaults, TextError, Tokenizer};
 use numa::{MemoryFacts, Topology};
 use simd::{Dtype, Isa};
 
-use crate::args::{Gpu, Run};
+use crate::args::{Gpu, LoadMode, Run};
 use crate::failure::Failure;
+use crate::load_choice::{self, Choice, Work};
 use crate::progress::{Progress, Unit};
 
 /// What a plan leaves to tokenizer, stacks, page tables and the rest of the machine: a plan that fits to the byte is
@@ -55,7 +57,8 @@ pub(crate) fn check_folder(folder: &Path) -> Result<(), Failure> {
     }
 }
 
-/// Checks the flags that the machine or this version cannot honour, and completes the others.
+/// Checks the flags that the machine or this version cannot honour, and completes the others. Where the weights are to
+/// live is decided later, by [`choose_plan`].
 pub(crate) fn plan_request(run: &Run, config: &ModelConfig, width: usize) -> Result<PlanRequest, Failure> {
     if run.gpu == Gpu::Require {
         let why = "`--gpu require`: this version computes on the CPU alone; leave the flag out";
@@ -81,7 +84,7 @@ pub(crate) fn plan_request(run: &Run, config: &ModelConfig, width: usize) -> Res
         ubatch_size: run.ubatch_size.get().min(ctx_size),
         threads: threads(run.threads)?.get(),
         kv_dtype: run.cache_type_k,
-        load: run.load,
+        load: Load::Resident,
     })
 }
 
@@ -96,13 +99,15 @@ pub(crate) fn threads(asked: Option<NonZeroUsize>) -> Result<NonZeroUsize, Failu
     }
 }
 
-/// Counts the bytes of a run and refuses it where this machine has fewer.
-pub(crate) fn check_plan(
+/// Counts the bytes of a run, decides where the weights are to live, and refuses what this machine has no memory for.
+pub(crate) fn choose_plan(
     config: &ModelConfig,
     dtype_of: impl Fn(&str) -> Dtype,
-    request: &PlanRequest,
+    request: PlanRequest,
+    mode: LoadMode,
+    work: Work,
     ram: Option<u64>,
-) -> Result<Plan, Failure> {
+) -> Result<Choice, Failure> {
     let available = match ram {
         Some(bytes) => bytes,
         None => {
@@ -110,7 +115,8 @@ pub(crate) fn check_plan(
             usable.saturating_sub(RESERVE_BYTES_MIN.max(usable / RESERVE_FRACTION))
         }
     };
-    Plan::fit(config, dtype_of, request, available).map_err(Failure::Refused)
+    let fit = |request: &PlanRequest| Plan::fit(config, &dtype_of, request, available).map_err(Failure::Refused);
+    load_choice::choose(mode, work, request, fit)
 }
 
 /// Which rows of a step get logits.
@@ -128,44 +134,62 @@ pub(crate) struct Opened {
     pub(crate) request: PlanRequest,
     pub(crate) options: ModelOptions,
     plan: Plan,
+    /// Why the weights live where they do, where nobody asked for it.
+    reason: Option<String>,
 }
 
 impl Opened {
-    pub(crate) fn new(folder: &Path, run: &Run, width: usize, logits: LogitRows) -> Result<Self, Failure> {
+    pub(crate) fn new(folder: &Path, run: &Run, width: usize, logits: LogitRows, work: Work) -> Result<Self, Failure> {
         let checkpoint = Checkpoint::open(folder)?;
         let mut request = plan_request(run, checkpoint.config(), width)?;
         if logits == LogitRows::All {
             request.logits = request.ubatch_size;
         }
-        let plan = check_plan(checkpoint.config(), |name| checkpoint.tensor(name).dtype, &request, None)?;
+        let dtype_of = |name: &str| checkpoint.tensor(name).dtype;
+        let Choice { request, plan, reason } =
+            choose_plan(checkpoint.config(), dtype_of, request, run.load, work, None)?;
         let options = ModelOptions {
             isa: run.isa.unwrap_or_else(Isa::detect),
             activations: run.activations,
-            load: run.load,
+            load: request.load,
             threads: request.threads,
         };
-        Ok(Self { checkpoint, request, options, plan })
+        Ok(Self { checkpoint, request, options, plan, reason })
     }
 
     /// Loads the weights, after the run's first line.
     pub(crate) fn load(self) -> Result<Model, LoadError> {
-        let Self { checkpoint, request, options, plan } = self;
+        Ok(self.load_timed()?.0)
+    }
+
+    /// As [`Opened::load`], with what it took.
+    pub(crate) fn load_timed(self) -> Result<(Model, Loaded), LoadError> {
+        let Self { checkpoint, request, options, plan, reason } = self;
         let folder = checkpoint.folder();
         let name = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned();
         eprintln!(
-            "{name}: {:.2} billion parameters, isa {}, activations {}, keys and values {}, {} weights, {} threads, {} x {} tokens, {}",
+            "{name}: {:.2} billion parameters, isa {}, activations {}, keys and values {}, {} weights{}, {} threads, {} x {} tokens, {}",
             plan.parameters as f64 / 1e9,
             options.isa,
             options.activations,
             request.kv_dtype.name(),
             options.load,
+            reason.map_or(String::new(), |reason| format!(" ({reason})")),
             request.threads,
             request.width,
             request.ctx_size,
             engine_core::plan::bytes(plan.total_bytes),
         );
+        let start = Instant::now();
         let mut progress = Progress::new("loading", Unit::Bytes, plan.checkpoint_bytes);
-        Model::from_checkpoint(checkpoint, options, &mut |at| progress.set(at.done_bytes as u64))
+        let mut last = LoadProgress::default();
+        let model = Model::from_checkpoint(checkpoint, options, &mut |at| {
+            progress.set(at.done_bytes as u64);
+            last = at;
+        })?;
+        let loaded = Loaded { bytes: last.done_bytes, disk_bytes: last.disk_bytes, time: start.elapsed() };
+        progress.line(&loaded.line());
+        Ok((model, loaded))
     }
 
     /// Loads the weights and starts an engine around them.
@@ -179,6 +203,22 @@ impl Opened {
             ubatch_size: request.ubatch_size,
         };
         Ok(Engine::new(self.load()?, &text.tokenizer, text.eos.clone(), options)?)
+    }
+}
+
+/// What loading took, and which way the bytes came.
+pub(crate) struct Loaded {
+    pub(crate) bytes: usize,
+    pub(crate) disk_bytes: usize,
+    pub(crate) time: Duration,
+}
+
+impl Loaded {
+    fn line(&self) -> String {
+        let bytes = |n: usize| engine_core::plan::bytes(n as u64);
+        let (seconds, rate) = (self.time.as_secs_f64(), self.bytes as f64 / self.time.as_secs_f64() / 1e9);
+        let (disk, cached) = (bytes(self.disk_bytes), bytes(self.bytes - self.disk_bytes));
+        format!("loaded in {seconds:.1} s, {rate:.2} GB/s: {disk} from the disk, {cached} from the page cache")
     }
 }
 

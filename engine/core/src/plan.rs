@@ -2,11 +2,11 @@
 
 use serde::Serialize;
 use simd::Dtype;
-use simd::matmul::{MXFP4_BLOCK, Matrix};
+use simd::matmul::{MXFP4_BLOCK, Matrix, PANEL};
 
 use crate::config::{ModelConfig, TensorKind, TensorSpec};
 use crate::kv_cache::{KvShape, blocks_for};
-use crate::model::{Load, WorkspaceShape};
+use crate::model::{Load, WorkspaceShape, largest_strip, load_buffer_bytes};
 
 /// What is to be run.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +30,8 @@ pub struct PlanRequest {
 /// Bytes of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Plan {
+    /// Where the weights are to live.
+    pub load: Load,
     /// Parameters of the model.
     pub parameters: u64,
     /// Bytes of all tensors as published; they pass through the page cache.
@@ -42,9 +44,11 @@ pub struct Plan {
     pub kv_bytes_per_token: u64,
     /// Anonymous memory of a step's buffers.
     pub scratch_bytes: u64,
+    /// Buffers of the threads that load. They are given back before keys, values and scratch are taken.
+    pub load_bytes: u64,
     /// Page-cache pages without which the run would read from the disk: the embedding, or all of a mapped model.
     pub mapped_bytes: u64,
-    /// All of that together.
+    /// What it takes at its largest: weights and mapped pages, and keys, values and scratch, or the buffers that load.
     pub total_bytes: u64,
     /// Bytes of weights that one token reads.
     pub bytes_per_token: u64,
@@ -78,6 +82,10 @@ impl DoesNotFit {
             bytes(*mapped_bytes),
             bytes(self.available_bytes),
         );
+        let needs = match self.plan.load_bytes > kv_bytes.saturating_add(*scratch_bytes) {
+            true => format!("{needs} (loading takes {} before that)", bytes(self.plan.load_bytes)),
+            false => needs,
+        };
         match self.ctx_size_that_fits {
             Some(ctx_size) => format!("{needs}; `--ctx-size {ctx_size}` fits"),
             None => format!(
@@ -101,6 +109,17 @@ fn panel_bytes(spec: &TensorSpec, dtype: Dtype) -> u64 {
     matrices as u64 * panels.next_multiple_of(64)
 }
 
+/// Published bytes from which a panel of a tensor's matrices is made, with the rows that lie between its own.
+fn published_panel(spec: &TensorSpec, dtype: Dtype) -> usize {
+    match (spec.kind, &spec.shape[..]) {
+        (TensorKind::Mxfp4Blocks { matrices }, [stacked, _, blocks, _]) => {
+            PANEL * (matrices / stacked) * blocks * (MXFP4_BLOCK / 2)
+        }
+        (_, [.., cols]) => PANEL * cols * dtype.size(),
+        _ => 0,
+    }
+}
+
 /// `n` bytes for people, in binary units.
 pub fn bytes(n: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -116,12 +135,14 @@ impl Plan {
     /// from config.json.
     pub fn new(config: &ModelConfig, dtype_of: impl Fn(&str) -> Dtype, request: &PlanRequest) -> Self {
         let mut plan = Self {
+            load: request.load,
             parameters: 0,
             checkpoint_bytes: 0,
             weight_bytes: 0,
             kv_bytes: 0,
             kv_bytes_per_token: 0,
             scratch_bytes: 0,
+            load_bytes: 0,
             mapped_bytes: 0,
             total_bytes: 0,
             bytes_per_token: 0,
@@ -131,14 +152,16 @@ impl Plan {
         let active_experts: u64 = config.sparse_layers().map(|(_, sparse)| sparse.num_experts_per_tok as u64).sum();
         let all_experts: u64 = config.sparse_layers().map(|(_, sparse)| sparse.num_experts as u64).sum();
         let mut expert_bytes = 0;
+        let mut strip = 0;
         for spec in config.tensors() {
             let dtype = if spec.kind.is_numbers() { dtype_of(&spec.name) } else { Dtype::Bf16 };
             let published = spec.published_bytes(dtype);
             plan.parameters += spec.parameters();
             plan.checkpoint_bytes += published;
-            let panels = |plan: &mut Self| {
+            let mut panels = |plan: &mut Self| {
                 if request.load == Load::Resident {
                     plan.weight_bytes += panel_bytes(&spec, dtype);
+                    strip = strip.max(largest_strip(published as usize, published_panel(&spec, dtype)));
                 }
             };
             match spec.kind {
@@ -164,8 +187,11 @@ impl Plan {
         if let Some(per_expert) = expert_bytes.checked_div(all_experts) {
             plan.bytes_per_token += per_expert * active_experts;
         }
-        if request.load == Load::Mapped {
-            plan.mapped_bytes = plan.checkpoint_bytes;
+        match request.load {
+            Load::Mapped => plan.mapped_bytes = plan.checkpoint_bytes,
+            Load::Resident => {
+                plan.load_bytes = load_buffer_bytes(request.threads, plan.checkpoint_bytes as usize, strip) as u64;
+            }
         }
         plan.size_for(config, request, request.ctx_size);
         plan
@@ -181,7 +207,8 @@ impl Plan {
         let rows = request.ubatch_size.min(ctx_size) + request.width;
         let logits = request.logits.min(rows);
         self.scratch_bytes = WorkspaceShape::new(config, request.load, rows, logits, request.threads).bytes() as u64;
-        let all = [self.weight_bytes, self.kv_bytes, self.scratch_bytes, self.mapped_bytes];
+        let running = self.kv_bytes.saturating_add(self.scratch_bytes);
+        let all = [self.weight_bytes, self.mapped_bytes, running.max(self.load_bytes)];
         self.total_bytes = all.into_iter().fold(0, u64::saturating_add);
     }
 

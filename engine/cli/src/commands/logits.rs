@@ -11,6 +11,7 @@ use numa::{Pinning, Pool};
 use super::npy;
 use crate::args::Logits;
 use crate::failure::Failure;
+use crate::load_choice::Work;
 use crate::model::{self, LogitRows, Opened};
 use crate::progress::{Progress, Unit};
 
@@ -35,7 +36,8 @@ pub(crate) fn run(arguments: &Logits) -> Result<(), Failure> {
         Some(_) => arguments.run.clone(),
         None => arguments.run.with_ctx_size(length),
     };
-    let opened = Opened::new(&arguments.model, &run, 1, LogitRows::All)?;
+    let work = Work::Tokens { prompt: tokens.len(), generate: 0 };
+    let opened = Opened::new(&arguments.model, &run, 1, LogitRows::All, work)?;
     let (config, request) = (opened.checkpoint.config(), opened.request);
     if let Some(token) = tokens.iter().find(|token| **token as usize >= config.vocab_size) {
         return Err(Failure::Usage(format!("token {token} is not in the vocabulary of {}", config.vocab_size)));
@@ -70,9 +72,11 @@ pub(crate) fn run(arguments: &Logits) -> Result<(), Failure> {
         if !simd::elementwise::all_finite(model.options().isa, logits) {
             first_broken.get_or_insert(position);
         }
-        logits.iter().try_for_each(|logit| out.write_all(&logit.to_le_bytes()))
+        let written = logits.iter().try_for_each(|logit| out.write_all(&logit.to_le_bytes()));
+        written.map_err(|error| Failure::from(named(&arguments.output, error)))
     });
-    fed.and_then(|()| out.flush()).map_err(|error| named(&arguments.output, error))?;
+    fed?;
+    out.flush().map_err(|error| named(&arguments.output, error))?;
 
     if let Some(position) = first_broken {
         eprintln!(

@@ -110,6 +110,10 @@ pub(crate) struct Run {
     /// Where weights live; the run's first line says what auto chose, and why
     #[arg(long, env = "NIGHTMONK_LOAD", value_name = "MODE", default_value = "auto")]
     pub(crate) load: LoadMode,
+    /// Memory on machines with several nodes: slice cuts every large matrix over them, off takes the machine as one, auto
+    /// slices resident weights where it can; changes no byte
+    #[arg(long, env = "NIGHTMONK_NUMA", value_name = "MODE", default_value = "auto", value_parser = numa)]
+    pub(crate) numa: NumaMode,
     /// Type of keys in the cache: f16, bf16 or f32 [llama.cpp: -ctk]
     #[arg(long, env = "NIGHTMONK_CACHE_TYPE_K", value_name = "TYPE", default_value = "f16", value_parser = cache_type)]
     pub(crate) cache_type_k: Dtype,
@@ -139,6 +143,13 @@ pub(crate) enum LoadMode {
     Mapped,
     /// Panels in memory of their own, read past the page cache
     Resident,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NumaMode {
+    Auto,
+    Off,
+    Slice,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -293,6 +304,20 @@ fn isa(name: &str) -> Result<Isa, String> {
     Isa::by_name(name).map_err(|error| error.to_string())
 }
 
+fn numa(mode: &str) -> Result<NumaMode, String> {
+    match mode {
+        "auto" => Ok(NumaMode::Auto),
+        "off" => Ok(NumaMode::Off),
+        "slice" => Ok(NumaMode::Slice),
+        "mirror" | "interleave" => Err(format!("this version does not {mode} weights; known: auto, off, slice")),
+        _ if mode.starts_with("node:") => {
+            let why = "this version does not bind a run to one node; `numactl --cpunodebind --membind` does";
+            Err(format!("{why}; known: auto, off, slice"))
+        }
+        _ => Err("known: auto, off, slice".into()),
+    }
+}
+
 fn cache_type(name: &str) -> Result<Dtype, String> {
     match name {
         "f16" => Ok(Dtype::F16),
@@ -326,6 +351,16 @@ mod tests {
     #[test]
     fn the_flags_are_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn ways_to_use_nodes_that_this_version_has_not_are_refused_by_name() {
+        assert_eq!(numa("slice"), Ok(NumaMode::Slice));
+        for mode in ["mirror", "interleave"] {
+            assert!(numa(mode).unwrap_err().contains(mode));
+        }
+        assert!(numa("node:1").unwrap_err().contains("numactl"));
+        assert!(numa("distribute").is_err());
     }
 
     #[test]

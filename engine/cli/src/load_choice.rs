@@ -106,6 +106,7 @@ mod tests {
             threads: 2,
             kv_dtype: Dtype::F16,
             load: Load::Mapped,
+            nodes: 1,
         };
         let fit =
             |request: &PlanRequest| Plan::fit(&config, |_| Dtype::Bf16, request, available).map_err(Failure::Refused);

@@ -19,6 +19,7 @@ mod figures;
 mod internal_error;
 mod load_choice;
 mod model;
+mod nodes;
 mod output;
 mod progress;
 

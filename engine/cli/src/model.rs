@@ -6,16 +6,18 @@ use std::time::{Duration, Instant};
 
 use engine_core::checkpoint::Checkpoint;
 use engine_core::config::ModelConfig;
+use engine_core::homes::Homes;
 use engine_core::model::{Load, LoadError, LoadProgress, Model, ModelOptions};
 use engine_core::plan::{Plan, PlanRequest};
 use engine_core::session::{Engine, EngineError, EngineOptions};
 use engine_core::text::{GenerationDefaults, TextError, Tokenizer};
-use numa::{MemoryFacts, Topology};
+use numa::{CallerPin, MemoryFacts, Pool, Topology};
 use simd::{Dtype, Isa};
 
 use crate::args::{Gpu, LoadMode, Run};
 use crate::failure::Failure;
 use crate::load_choice::{self, Choice, Work};
+use crate::nodes::{self, Nodes};
 use crate::progress::{Progress, Unit};
 
 /// What a plan leaves to tokenizer, stacks, page tables and the rest of the machine: a plan that fits to the byte is
@@ -59,7 +61,7 @@ pub(crate) fn check_folder(folder: &Path) -> Result<(), Failure> {
 
 /// Checks the flags that the machine or this version cannot honour, and completes the others. Where the weights are to
 /// live is decided later, by [`choose_plan`].
-pub(crate) fn plan_request(run: &Run, config: &ModelConfig, width: usize) -> Result<PlanRequest, Failure> {
+pub(crate) fn plan_request(run: &Run, config: &ModelConfig, width: usize) -> Result<(PlanRequest, Nodes), Failure> {
     if run.gpu == Gpu::Require {
         let why = "`--gpu require`: this version computes on the CPU alone; leave the flag out";
         return Err(Failure::Usage(why.into()));
@@ -77,15 +79,18 @@ pub(crate) fn plan_request(run: &Run, config: &ModelConfig, width: usize) -> Res
     if width > WIDTH_MAX {
         return Err(Failure::Usage(format!("`--width {width}`: at most {WIDTH_MAX} sequences run side by side")));
     }
-    Ok(PlanRequest {
+    let nodes = Nodes::choose(run.numa, run.threads, Topology::discover()?);
+    let request = PlanRequest {
         ctx_size,
         width,
         logits: width,
         ubatch_size: run.ubatch_size.get().min(ctx_size),
-        threads: threads(run.threads)?.get(),
+        threads: threads(run.threads.or(nodes.cores().and_then(NonZeroUsize::new)))?.get(),
         kv_dtype: run.cache_type_k,
         load: Load::Resident,
-    })
+        nodes: nodes.count(),
+    };
+    Ok((request, nodes))
 }
 
 /// The threads asked for, or the physical cores that this process may use.
@@ -134,6 +139,7 @@ pub(crate) struct Opened {
     pub(crate) request: PlanRequest,
     pub(crate) options: ModelOptions,
     plan: Plan,
+    nodes: Nodes,
     /// Why the weights live where they do, where nobody asked for it.
     reason: Option<String>,
 }
@@ -141,7 +147,7 @@ pub(crate) struct Opened {
 impl Opened {
     pub(crate) fn new(folder: &Path, run: &Run, width: usize, logits: LogitRows, work: Work) -> Result<Self, Failure> {
         let checkpoint = Checkpoint::open(folder)?;
-        let mut request = plan_request(run, checkpoint.config(), width)?;
+        let (mut request, nodes) = plan_request(run, checkpoint.config(), width)?;
         if logits == LogitRows::All {
             request.logits = request.ubatch_size;
         }
@@ -154,27 +160,27 @@ impl Opened {
             load: request.load,
             threads: request.threads,
         };
-        Ok(Self { checkpoint, request, options, plan, reason })
+        let nodes = if request.load == Load::Mapped { nodes.for_mapped() } else { nodes };
+        Ok(Self { checkpoint, request, options, plan, nodes, reason })
     }
 
-    /// Loads the weights, after the run's first line.
-    pub(crate) fn load(self) -> Result<Model, LoadError> {
-        Ok(self.load_timed()?.0)
-    }
-
-    /// As [`Opened::load`], with what it took.
-    pub(crate) fn load_timed(self) -> Result<(Model, Loaded), LoadError> {
-        let Self { checkpoint, request, options, plan, reason } = self;
+    /// Starts workers and loads the weights, after the run's first line.
+    pub(crate) fn load(self) -> Result<Loaded, EngineFailure> {
+        let Self { checkpoint, request, options, plan, nodes, reason } = self;
+        let pool = nodes
+            .pool(NonZeroUsize::new(request.threads).unwrap_or(NonZeroUsize::MIN))
+            .map_err(|source| EngineError::Workers { threads: request.threads, source })?;
         let folder = checkpoint.folder();
         let name = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned();
         eprintln!(
-            "{name}: {:.2} billion parameters, isa {}, activations {}, keys and values {}, {} weights{}, {} threads, {} x {} tokens, {}",
+            "{name}: {:.2} billion parameters, isa {}, activations {}, keys and values {}, {} weights{}, {}, {} threads, {} x {} tokens, {}",
             plan.parameters as f64 / 1e9,
             options.isa,
             options.activations,
             request.kv_dtype.name(),
             options.load,
             reason.map_or(String::new(), |reason| format!(" ({reason})")),
+            nodes.words(),
             request.threads,
             request.width,
             request.ctx_size,
@@ -183,17 +189,17 @@ impl Opened {
         let start = Instant::now();
         let mut progress = Progress::new("loading", Unit::Bytes, plan.checkpoint_bytes);
         let mut last = LoadProgress::default();
-        let model = Model::from_checkpoint(checkpoint, options, &mut |at| {
+        let model = Model::on_nodes(checkpoint, options, Homes::of(&pool), &mut |at| {
             progress.set(at.done_bytes as u64);
             last = at;
         })?;
-        let loaded = Loaded { bytes: last.done_bytes, disk_bytes: last.disk_bytes, time: start.elapsed() };
+        let loaded = Loaded { model, pool, bytes: last.done_bytes, disk_bytes: last.disk_bytes, time: start.elapsed() };
         progress.line(&loaded.line());
-        Ok((model, loaded))
+        Ok(loaded)
     }
 
-    /// Loads the weights and starts an engine around them.
-    pub(crate) fn engine(self, text: &ModelText) -> Result<Engine<'_>, EngineFailure> {
+    /// Loads the weights and starts an engine around them. The calling thread has to keep the pin while it drives it.
+    pub(crate) fn engine(self, text: &ModelText) -> Result<(Engine<'_>, Option<CallerPin>), EngineFailure> {
         let request = self.request;
         let options = EngineOptions {
             threads: NonZeroUsize::new(request.threads).unwrap_or(NonZeroUsize::MIN),
@@ -202,12 +208,19 @@ impl Opened {
             width: request.width,
             ubatch_size: request.ubatch_size,
         };
-        Ok(Engine::new(self.load()?, &text.tokenizer, text.eos.clone(), options)?)
+        let Loaded { model, pool, .. } = self.load()?;
+        let failed = |source| EngineError::Workers { threads: request.threads, source };
+        let pin = nodes::pin_caller(&pool).map_err(failed)?;
+        let engine = Engine::with_pool(model, pool, &text.tokenizer, text.eos.clone(), options)?;
+        nodes::report_placement(engine.model().placement(), engine.kv_placement());
+        Ok((engine, pin))
     }
 }
 
-/// What loading took, and which way the bytes came.
+/// A model, its workers, what loading took, and which way the bytes came.
 pub(crate) struct Loaded {
+    pub(crate) model: Model,
+    pub(crate) pool: Pool,
     pub(crate) bytes: usize,
     pub(crate) disk_bytes: usize,
     pub(crate) time: Duration,

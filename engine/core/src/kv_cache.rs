@@ -3,14 +3,16 @@
 //! A sequence owns whole blocks of [`KV_BLOCK`] positions and holds their numbers in its block table, so sequences of
 //! any length come and go without moving bytes and without fragments. A block has a place in every layer. The arena is
 //! allocated and faulted once; a block given back is reused as it is, since a position is read only after it was written.
+//! On several nodes each has the heads that its workers read, of all blocks.
 
 use std::io;
 
-use numa::{Pool, Region};
+use numa::{Pool, Region, Slices};
 use simd::Dtype;
 use simd::attention::{self, KV_BLOCK};
 
 use crate::config::ModelConfig;
+use crate::homes::{Homes, NodePages};
 
 /// Shape of the arena, from which its bytes follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +74,9 @@ pub fn blocks_for(positions: usize) -> usize {
 /// The arena and its free blocks.
 pub struct KvCache {
     shape: KvShape,
-    region: Region,
+    /// Heads of each home, and their memory.
+    heads: Slices,
+    regions: Vec<Region>,
     free: Vec<BlockId>,
 }
 
@@ -82,10 +86,21 @@ impl KvCache {
     /// # Errors
     /// If the system does not give the memory.
     pub fn new(shape: KvShape, pool: &mut Pool) -> io::Result<Self> {
-        let mut region = Region::anonymous(shape.bytes())?;
-        region.prefault(Some(pool))?;
+        Self::on_nodes(shape, &Homes::one(), pool)
+    }
+
+    /// As [`KvCache::new`], with the heads divided over the homes of a model.
+    ///
+    /// # Errors
+    /// If the system, or one of the nodes, does not give the memory.
+    pub fn on_nodes(shape: KvShape, homes: &Homes, pool: &mut Pool) -> io::Result<Self> {
+        let heads = homes.slices(shape.heads);
+        let of_head = shape.layers * shape.blocks * shape.head_bytes();
+        let bytes: Vec<usize> = heads.iter().map(|heads| heads.len() * of_head).collect();
+        let mut regions = homes.regions(&bytes)?;
+        Region::prefault_all(&mut regions, pool)?;
         let free = (0..shape.blocks as u32).rev().map(BlockId).collect();
-        Ok(Self { shape, region, free })
+        Ok(Self { shape, heads, regions, free })
     }
 
     /// The arena's shape.
@@ -112,8 +127,23 @@ impl KvCache {
 
     /// Keys and values of one block in one layer and head.
     pub fn block(&self, layer: usize, block: BlockId, head: usize) -> &[u8] {
-        let bytes = self.shape.head_bytes();
-        &self.region.as_slice()[self.offset(layer, block, head)..][..bytes]
+        let (home, at) = self.place(layer, block, head);
+        &self.regions[home].as_slice()[at..][..self.shape.head_bytes()]
+    }
+
+    /// The node that should compute a task with one head's keys and values: that which has them. With fewer heads than
+    /// nodes some would have nothing to do, so tasks go to all in turn.
+    pub(crate) fn home_of_task(&self, head: usize, task: usize) -> usize {
+        let nodes = self.heads.nodes();
+        if self.shape.heads < nodes { task % nodes } else { self.heads.node_of(head) }
+    }
+
+    /// Where its pages are, of those that are bound to nodes.
+    ///
+    /// # Errors
+    /// If the kernel does not say.
+    pub fn placement(&self) -> io::Result<Vec<NodePages>> {
+        NodePages::of(&self.regions)
     }
 
     /// Stores keys and values of one position of a sequence with block table `table`: `[heads, head_dim]` each.
@@ -121,14 +151,18 @@ impl KvCache {
         let KvShape { dtype, heads, head_dim, .. } = self.shape;
         let bytes = self.shape.head_bytes();
         for head in 0..heads {
-            let at = self.offset(layer, table[position / KV_BLOCK], head);
-            let block = &mut self.region.as_mut_slice()[at..][..bytes];
+            let (home, at) = self.place(layer, table[position / KV_BLOCK], head);
+            let block = &mut self.regions[home].as_mut_slice()[at..][..bytes];
             let of_head = head * head_dim..(head + 1) * head_dim;
             attention::store(dtype, block, head_dim, position % KV_BLOCK, &keys[of_head.clone()], &values[of_head]);
         }
     }
 
-    fn offset(&self, layer: usize, block: BlockId, head: usize) -> usize {
-        ((layer * self.shape.blocks + block.0 as usize) * self.shape.heads + head) * self.shape.head_bytes()
+    /// Region, and byte in it.
+    fn place(&self, layer: usize, block: BlockId, head: usize) -> (usize, usize) {
+        let home = self.heads.node_of(head);
+        let heads = self.heads.of_node(home);
+        let blocks = layer * self.shape.blocks + block.0 as usize;
+        (home, (blocks * heads.len() + head - heads.start) * self.shape.head_bytes())
     }
 }

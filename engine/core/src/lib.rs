@@ -5,6 +5,7 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod homes;
 pub mod import;
 pub mod kv_cache;
 pub mod model;

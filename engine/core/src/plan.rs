@@ -1,5 +1,6 @@
 //! Counts every byte before it is allocated, from config.json alone, and refuses what does not fit.
 
+use numa::region::HUGE_PAGE;
 use serde::Serialize;
 use simd::Dtype;
 use simd::matmul::{MXFP4_BLOCK, Matrix, PANEL};
@@ -25,6 +26,8 @@ pub struct PlanRequest {
     pub kv_dtype: Dtype,
     /// Where weights live.
     pub load: Load,
+    /// Nodes that share the model.
+    pub nodes: usize,
 }
 
 /// Bytes of a run.
@@ -120,6 +123,11 @@ fn published_panel(spec: &TensorSpec, dtype: Dtype) -> usize {
     }
 }
 
+/// Several nodes have a region each, of whole large pages. What a single one has in its last page is within any reserve.
+fn padding(request: &PlanRequest) -> u64 {
+    if request.nodes > 1 { (request.nodes * HUGE_PAGE) as u64 } else { 0 }
+}
+
 /// `n` bytes for people, in binary units.
 pub fn bytes(n: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -190,6 +198,7 @@ impl Plan {
         match request.load {
             Load::Mapped => plan.mapped_bytes = plan.checkpoint_bytes,
             Load::Resident => {
+                plan.weight_bytes += padding(request);
                 plan.load_bytes = load_buffer_bytes(request.threads, plan.checkpoint_bytes as usize, strip) as u64;
             }
         }
@@ -202,7 +211,7 @@ impl Plan {
         let kv = KvShape::new(config, request.kv_dtype, 1);
         let blocks = (request.width as u64).saturating_mul(blocks_for(ctx_size) as u64);
         self.ctx_size = ctx_size;
-        self.kv_bytes = blocks.saturating_mul(kv.block_bytes() as u64);
+        self.kv_bytes = blocks.saturating_mul(kv.block_bytes() as u64).saturating_add(padding(request));
         self.kv_bytes_per_token = kv.position_bytes() as u64;
         let rows = request.ubatch_size.min(ctx_size) + request.width;
         let logits = request.logits.min(rows);

@@ -281,6 +281,15 @@ impl Region {
         failure.into_inner().expect(NO_PANIC).map_or(Ok(()), |error| Err(error.into()))
     }
 
+    /// Refuses regions whose nodes have too little for all of them; takes nothing. [`prefault_all`](Self::prefault_all)
+    /// asks by itself; memory that is filled without it should be asked for here.
+    ///
+    /// # Errors
+    /// [`RegionError::NodeFull`], of the first region that has no room, and [`RegionError::Query`].
+    pub fn check_room(regions: &[Self]) -> io::Result<()> {
+        check_nodes(regions, &kernel_files::read)
+    }
+
     /// Where its pages are, asked for the first page of each 2 MiB. Nothing is touched.
     ///
     /// # Errors

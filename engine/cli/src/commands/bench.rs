@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use engine_core::kv_cache::{BlockId, KvCache, KvShape, blocks_for};
 use engine_core::model::{Batch, Model, Row, Workspace};
-use numa::{MemoryFacts, Pinning, Pool, ProcessMemory, Region};
+use numa::{MemoryFacts, ProcessMemory, Region};
 use serde::Serialize;
 use simd::Dtype;
 
@@ -18,6 +18,7 @@ use crate::args::{Bench, Format};
 use crate::failure::Failure;
 use crate::load_choice::Work;
 use crate::model::{self, Loaded, LogitRows, Opened};
+use crate::nodes;
 use crate::output::print;
 
 /// Beyond the last-level cache of most machines; half of what the model leaves where that is less.
@@ -115,18 +116,19 @@ pub(crate) fn run(arguments: &Bench) -> Result<(), Failure> {
         direct_read = Some(bytes as f64 / time.as_secs_f64());
         start += time; // not a part of loading
     }
-    let (model, loaded) = opened.load_timed()?;
+    let loaded = opened.load()?;
     if let Some(direct_read) = direct_read {
-        let row = load_figures(&model, &loaded, direct_read);
+        let row = load_figures(&loaded, direct_read);
         if arguments.output.output == Format::Text {
             print(load_line(&row))?;
         }
         rows.push(Measured::Load(row));
     }
-    let threads = NonZeroUsize::new(request.threads).unwrap_or(NonZeroUsize::MIN);
-    let mut pool = Pool::new(threads, Pinning::Pinned)?;
+    let Loaded { model, mut pool, .. } = loaded;
+    let _pin = nodes::pin_caller(&pool)?;
     let shape = KvShape::new(model.config(), request.kv_dtype, width * blocks_for(ctx_size));
-    let mut kv = KvCache::new(shape, &mut pool)?;
+    let mut kv = KvCache::on_nodes(shape, model.homes(), &mut pool)?;
+    nodes::report_placement(model.placement(), kv.placement());
     let load_seconds = start.elapsed().as_secs_f64();
 
     let tables =
@@ -174,7 +176,8 @@ fn work(tests: &[Test], arguments: &Bench) -> Work {
     Work::Tokens { prompt: all(|test| test.n_prompt), generate: all(|test| test.n_gen.saturating_mul(test.width)) }
 }
 
-fn load_figures(model: &Model, loaded: &Loaded, direct_read: f64) -> LoadFigures {
+fn load_figures(loaded: &Loaded, direct_read: f64) -> LoadFigures {
+    let model = &loaded.model;
     let load_seconds = loaded.time.as_secs_f64();
     let load_bytes_per_second = loaded.bytes as f64 / load_seconds;
     LoadFigures {

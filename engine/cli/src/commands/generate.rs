@@ -25,7 +25,7 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
     let tokens = tokens(arguments, &prompt, &text)?;
     let (run, max_tokens) = room(arguments, tokens.len())?;
     let work = Work::Tokens { prompt: tokens.len(), generate: max_tokens };
-    let mut engine = Opened::new(&arguments.model, &run, 1, LogitRows::Last, work)?.engine(&text)?;
+    let (mut engine, _pin) = Opened::new(&arguments.model, &run, 1, LogitRows::Last, work)?.engine(&text)?;
     let before = figures::read_bandwidth(&mut engine);
 
     let mut prefill = Some(Progress::new("prompt", Unit::Tokens, tokens.len() as u64));
@@ -112,7 +112,7 @@ fn room(arguments: &Generate, prompt: usize) -> Result<(Run, usize), Failure> {
     StopStrings::new(arguments.stop.clone()).map_err(|error| Failure::Usage(error.to_string()))?;
     let config = ModelConfig::from_file(&arguments.model.join("config.json"))?;
     let mut run = arguments.run.clone();
-    let mut ctx_size = model::plan_request(&run, &config, 1)?.ctx_size;
+    let mut ctx_size = model::plan_request(&run, &config, 1)?.0.ctx_size;
     let wanted = prompt.saturating_add(arguments.predict.unwrap_or(1));
     if run.ctx_size.is_none() && wanted > ctx_size {
         ctx_size = wanted.min(config.max_position_embeddings);

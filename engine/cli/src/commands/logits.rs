@@ -6,13 +6,13 @@ use std::num::NonZeroUsize;
 
 use engine_core::model::Observer;
 use engine_core::session::Evaluator;
-use numa::{Pinning, Pool};
 
 use super::npy;
 use crate::args::Logits;
 use crate::failure::Failure;
 use crate::load_choice::Work;
-use crate::model::{self, LogitRows, Opened};
+use crate::model::{self, Loaded, LogitRows, Opened};
+use crate::nodes;
 use crate::progress::{Progress, Unit};
 
 const TOKENS_BYTES_MAX: u64 = 64 << 20;
@@ -52,11 +52,11 @@ pub(crate) fn run(arguments: &Logits) -> Result<(), Failure> {
     if arguments.router.as_ref() == Some(&arguments.output) {
         return Err(Failure::Usage("`--router` and `--output` name the same file".into()));
     }
-    let model = opened.load()?;
+    let Loaded { model, pool, .. } = opened.load()?;
     let config = model.config();
-    let threads = NonZeroUsize::new(request.threads).unwrap_or(NonZeroUsize::MIN);
-    let pool = Pool::new(threads, Pinning::Pinned)?;
+    let _pin = nodes::pin_caller(&pool)?;
     let mut evaluator = Evaluator::new(&model, pool, request.kv_dtype, tokens.len(), request.ubatch_size)?;
+    nodes::report_placement(model.placement(), evaluator.kv_placement());
 
     let named = |path: &std::path::Path, error: io::Error| {
         io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()))

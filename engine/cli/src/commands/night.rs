@@ -75,7 +75,13 @@ fn work(job: Ready) -> Result<(), Failure> {
             }
         }
     };
-    let start = Box::new(|| opened.engine(&text).map_err(Into::into));
+    // Held until the job is done; the next one may start threads anywhere.
+    let pin = RefCell::new(None);
+    let start = Box::new(|| {
+        let (engine, of_caller) = opened.engine(&text)?;
+        *pin.borrow_mut() = of_caller;
+        Ok(engine)
+    });
     let mut generator = EngineGenerator::new(settings, start, Box::new(watch));
 
     let report = night.run(&mut generator, &mut |progress| match progress {

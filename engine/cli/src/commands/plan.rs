@@ -37,7 +37,7 @@ fn plan(arguments: &args::Plan) -> Result<Plan, Failure> {
     let width = arguments.width.get();
     if arguments.model.is_dir() && has_weights(&arguments.model) {
         let checkpoint = Checkpoint::open(&arguments.model)?;
-        let request = model::plan_request(&arguments.run, checkpoint.config(), width)?;
+        let (request, _) = model::plan_request(&arguments.run, checkpoint.config(), width)?;
         let dtype_of = |name: &str| checkpoint.tensor(name).dtype;
         let (mode, ram) = (arguments.run.load, arguments.ram);
         Ok(model::choose_plan(checkpoint.config(), dtype_of, request, mode, Work::Long, ram)?.plan)
@@ -47,7 +47,7 @@ fn plan(arguments: &args::Plan) -> Result<Plan, Failure> {
             false => arguments.model.clone(),
         };
         let config = ModelConfig::from_file(&file)?;
-        let request = model::plan_request(&arguments.run, &config, width)?;
+        let (request, _) = model::plan_request(&arguments.run, &config, width)?;
         let dtype = config.torch_dtype.unwrap_or(Dtype::Bf16);
         let (mode, ram) = (arguments.run.load, arguments.ram);
         Ok(model::choose_plan(&config, |_| dtype, request, mode, Work::Long, ram)?.plan)

@@ -6,7 +6,9 @@
 //! there are fewer queries and heads than workers, the runs themselves are spread, and their parts are folded later: in
 //! the same order, with the same bits.
 
+use std::iter;
 use std::ops::Range;
+use std::slice;
 
 use numa::TileMut;
 use simd::attention::{self, AttendScratch, KV_BLOCK, KV_RUN};
@@ -91,13 +93,12 @@ impl Model {
         if batch.spreads_runs(config.num_key_value_heads, crew.pool.threads()) {
             return self.attend_by_runs(index, layer, batch, kv, buffers, crew);
         }
-        let Crew { pool, workers, cuts, .. } = crew;
         let group = config.group_size() * config.head_dim;
-        cuts.clear();
-        cuts.extend((0..=config.num_key_value_heads).map(|head| head * group));
+        let heads = 0..config.num_key_value_heads;
+        crew.cut_evenly(group, heads.map(|head| kv.home_of_task(head, head)));
         let attended = &mut attended[..batch.rows.len() * config.query_size()];
         let qkv = &*qkv;
-        pool.tiles(workers, attended, config.query_size(), tiles, cuts, |worker, tile| {
+        crew.tiles(attended, config.query_size(), tiles, |worker, tile| {
             let head = tile.interval();
             self.attend_tile(layer, batch, kv, index, head, qkv, worker, tile);
         });
@@ -136,7 +137,7 @@ impl Model {
         for run in runs(window, first.position..last.position + 1) {
             worker.visible.clear();
             for row in &batch.rows[rows.clone()] {
-                worker.visible.extend(std::iter::repeat_n(visible(window, row.position, run), group));
+                worker.visible.extend(iter::repeat_n(visible(window, row.position, run), group));
             }
             let table = &batch.tables[first.sequence];
             self.attend_run(kv, index, head, run, table, query, &worker.visible, &mut worker.attend, part);
@@ -181,12 +182,14 @@ impl Model {
         }
         let total: usize = (0..units).map(|unit| runs_of(unit).len()).sum();
         let at_once = parts.len() / part_size;
-        let Crew { pool, workers, .. } = crew;
         for first in (0..total).step_by(at_once) {
             let count = at_once.min(total - first);
             let parts = &mut parts[..count * part_size];
-            pool.chunks(workers, parts, part_size, |worker, task, part| {
-                let (mut unit, mut before) = (0, first + task);
+            let head_of_tasks = (0..units).flat_map(|unit| iter::repeat_n(unit % heads, runs_of(unit).len()));
+            let tasks = head_of_tasks.enumerate().skip(first).take(count);
+            crew.cut_evenly(part_size, tasks.map(|(task, head)| kv.home_of_task(head, task)));
+            crew.tiles(parts, count * part_size, slice::from_ref(&(0..1)), |worker, mut tile| {
+                let (mut unit, mut before) = (0, first + tile.interval());
                 while before >= runs_of(unit).len() {
                     before -= runs_of(unit).len();
                     unit += 1;
@@ -195,12 +198,12 @@ impl Model {
                 let Row { position, sequence, .. } = batch.rows[row];
                 let query = &qkv[row * width + head * query_size..][..query_size];
                 worker.visible.clear();
-                worker.visible.extend(std::iter::repeat_n(visible(window, position, run), group));
+                worker.visible.extend(iter::repeat_n(visible(window, position, run), group));
                 let table = &batch.tables[sequence];
-                self.attend_run(kv, index, head, run, table, query, &worker.visible, &mut worker.attend, part);
+                self.attend_run(kv, index, head, run, table, query, &worker.visible, &mut worker.attend, tile.row_mut(0));
             });
             let parts = &*parts;
-            pool.chunks(workers, states, part_size, |_, unit, state| {
+            crew.pool.chunks(&mut crew.workers, states, part_size, |_, unit, state| {
                 let start: usize = (0..unit).map(|unit| runs_of(unit).len()).sum();
                 let here = start.max(first)..(start + runs_of(unit).len()).min(first + count);
                 for part in here {

@@ -93,14 +93,13 @@ impl Model {
     fn gate_and_up(&self, groups: &Groups, prepared: &Rows, out: &mut [f32], crew: &mut Crew) {
         let width = groups.mlps[0].gate.rows;
         let (isa, activation) = (self.options.isa, self.config().activation);
-        crew.cut([width], groups.most_rows());
+        crew.cut([&groups.mlps[0].gate], groups.most_rows());
         crew.bytes_read += groups
             .chosen
             .iter()
             .map(|mlp| groups.mlps[*mlp].gate.bytes() + groups.mlps[*mlp].up.bytes())
             .sum::<usize>();
-        let Crew { pool, workers, cuts, .. } = crew;
-        pool.tiles(workers, out, width, groups.rows, cuts, |worker, mut tile: TileMut<'_, f32>| {
+        crew.tiles(out, width, groups.rows, |worker, mut tile: TileMut<'_, f32>| {
             let (mlp, select, cols) = (groups.mlp(tile.group()), &groups.select[tile.rows()], tile.cols());
             let gate = self.multiply(&mlp.gate, &cols, prepared, select, &mut worker.panel, &mut worker.sums);
             let up = self.multiply(&mlp.up, &cols, prepared, select, &mut worker.panel, &mut worker.up_sums);
@@ -122,10 +121,9 @@ impl Model {
     /// `down x` of each group's expert, into `out` `[assignments, hidden_size]`.
     fn down(&self, groups: &Groups, prepared: &Rows, out: &mut [f32], crew: &mut Crew) {
         let width = groups.mlps[0].down.rows;
-        crew.cut([width], groups.most_rows());
+        crew.cut([&groups.mlps[0].down], groups.most_rows());
         crew.bytes_read += groups.chosen.iter().map(|mlp| groups.mlps[*mlp].down.bytes()).sum::<usize>();
-        let Crew { pool, workers, cuts, .. } = crew;
-        pool.tiles(workers, out, width, groups.rows, cuts, |worker, mut tile: TileMut<'_, f32>| {
+        crew.tiles(out, width, groups.rows, |worker, mut tile: TileMut<'_, f32>| {
             let (mlp, select, cols) = (groups.mlp(tile.group()), &groups.select[tile.rows()], tile.cols());
             let sums = self.multiply(&mlp.down, &cols, prepared, select, &mut worker.panel, &mut worker.sums);
             for row in 0..select.len() {
@@ -137,7 +135,7 @@ impl Model {
     }
 }
 
-/// Which rows go through which MLP.
+/// Which rows go through which MLP. All MLPs have one shape, and so one division into slices.
 struct Groups<'a> {
     mlps: &'a [GatedMlp],
     /// MLP of each group.

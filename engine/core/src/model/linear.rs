@@ -1,7 +1,7 @@
 //! Products with weight matrices, spread over the workers by output columns.
 //!
 //! A task is some rows times some panels of one matrix; the sums of an output element are never split, so any division
-//! into tasks gives the same bits.
+//! into tasks gives the same bits. On several nodes no task goes beyond a slice, and the workers of its node compute it.
 
 use std::ops::Range;
 
@@ -45,12 +45,11 @@ impl Model {
     ) {
         let width: usize = linears.iter().map(|linear| linear.rows).sum();
         let rows = out.len() / width;
-        crew.cut(linears.map(|linear| linear.rows), rows);
+        crew.cut(linears, rows);
         let select = &identity[..rows];
         let all_rows = 0..rows;
         crew.bytes_read += linears.iter().map(|linear| linear.bytes()).sum::<usize>();
-        let Crew { pool, workers, cuts, .. } = crew;
-        pool.tiles(workers, out, width, std::slice::from_ref(&all_rows), cuts, |worker, mut tile: TileMut<'_, f32>| {
+        crew.tiles(out, width, std::slice::from_ref(&all_rows), |worker, mut tile: TileMut<'_, f32>| {
             let (linear, cols) = at_column(&linears, tile.cols());
             let sums = self.multiply(linear, &cols, prepared, select, &mut worker.panel, &mut worker.sums);
             for row in 0..rows {
@@ -67,7 +66,7 @@ impl Model {
     }
 
     /// Columns `cols` of the products of the selected rows, biases added, as `[panel][row][PANEL]`; `cols` begins at a
-    /// panel.
+    /// panel and lies in one slice.
     pub(super) fn multiply<'s>(
         &self,
         linear: &Linear,
@@ -77,9 +76,10 @@ impl Model {
         scratch: &mut PanelScratch,
         sums: &'s mut [[f32; PANEL]],
     ) -> &'s [[f32; PANEL]] {
-        let panels = cols.start / PANEL..cols.end.div_ceil(PANEL);
+        let (matrix, first_row) = self.matrix(linear, cols.start);
+        let panels = (cols.start - first_row) / PANEL..(cols.end - first_row).div_ceil(PANEL);
         let sums = &mut sums[..panels.len() * select.len()];
-        simd::matmul::multiply(self.options.isa, &self.matrix(linear), panels, prepared, select, scratch, sums);
+        simd::matmul::multiply(self.options.isa, &matrix, panels, prepared, select, scratch, sums);
         if let Some(bias) = &linear.bias
             && !select.is_empty()
         {

@@ -19,6 +19,7 @@ use super::strips;
 use super::weights::{Layer, Model};
 use crate::checkpoint::{Checkpoint, CheckpointError, DirectShards};
 use crate::config::{ExpertStorage, Mlp, Sparse, expert_names, layer_names};
+use crate::homes::Homes;
 
 /// Where weights live while the model runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -146,24 +147,43 @@ impl Model {
         options: ModelOptions,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self, LoadError> {
+        Self::on_nodes(checkpoint, options, Homes::one(), progress)
+    }
+
+    /// As [`Model::from_checkpoint`], with every matrix cut over `homes`: those of the pool that is to compute with it.
+    ///
+    /// # Errors
+    /// As [`Model::load`], and where a node has too little memory for its part.
+    ///
+    /// # Panics
+    /// If weights that stay mapped are to have several homes: pages of files are where the kernel put them.
+    pub fn on_nodes(
+        checkpoint: Checkpoint,
+        options: ModelOptions,
+        homes: Homes,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Self, LoadError> {
+        assert!(options.load == Load::Resident || homes.count() == 1, "mapped weights are not placed");
         check_types(&checkpoint)?;
         let config = checkpoint.config();
         if options.load == Load::Resident {
             // Norms and biases are read through the map, and would bring what lies around them into the page cache.
             checkpoint.expect_single_pages(&checkpoint.location(strips::EMBEDDING));
         }
-        let mut place = Place::new(&checkpoint, options.load);
+        let mut place = Place::new(&checkpoint, options.load, &homes);
         let layers: Vec<Layer> = (0..config.layers.len()).map(|layer| place.layer(config, layer)).collect();
         let lm_head = place.linear(config.lm_head_name());
         let final_norm = place.vector("model.norm.weight");
         let rope = RopeTable::new(&config.rope);
 
         let (bytes, placed) = place.finish();
-        let mut panels = Region::anonymous(bytes).map_err(|source| LoadError::Memory { bytes, source })?;
+        let memory = |source| LoadError::Memory { bytes: bytes.iter().sum(), source };
+        let mut panels = homes.regions(&bytes).map_err(memory)?;
         let tensors = config.tensors();
-        let strips = strips::cut(&checkpoint, &tensors, &placed, panels.as_mut_slice(), strips::STRIP_BYTES);
+        let regions = panels.iter_mut().map(Region::as_mut_slice).collect();
+        let strips = strips::cut(&checkpoint, &tensors, &placed, regions, strips::STRIP_BYTES);
         strips::read(&checkpoint, strips, &options, progress)?;
-        Ok(Self { checkpoint, options, rope, layers, final_norm, lm_head, panels })
+        Ok(Self { checkpoint, options, rope, layers, final_norm, lm_head, homes, panels })
     }
 }
 

@@ -4,14 +4,16 @@
 use std::ops::Range;
 
 use simd::Dtype;
+use simd::matmul::PANEL;
 
 use super::load::Load;
 use super::source::Source;
-use super::weights::{FeedForward, GatedMlp, HeadNorms, Layer, Linear};
+use super::weights::{FeedForward, GatedMlp, HeadNorms, Layer, Linear, Slice};
 use crate::checkpoint::Checkpoint;
 use crate::config::{
     AttentionBias, ExpertStorage, Mlp, ModelConfig, QkNorm, Sparse, StackedExperts, expert_names, layer_names,
 };
+use crate::homes::Homes;
 
 /// Huge pages and vector loads want every matrix to begin at a cache line.
 const MATRIX_ALIGNMENT: usize = 64;
@@ -20,30 +22,33 @@ const MATRIX_ALIGNMENT: usize = 64;
 pub(super) struct Place<'a> {
     checkpoint: &'a Checkpoint,
     load: Load,
-    /// Where the next matrix may begin.
-    next: usize,
-    /// Matrices with a place in the region, in its order.
+    homes: &'a Homes,
+    /// Where the next slice may begin in each node's region.
+    next: Vec<usize>,
+    /// Slices with a place, in the order of each region.
     placed: Vec<Placed>,
 }
 
-/// A matrix that is laid into panels.
+/// A slice of a matrix that is laid into panels.
 pub(super) struct Placed {
     /// The tensor that its numbers are published in.
     pub(super) tensor: String,
     pub(super) source: Source,
     pub(super) dtype: Dtype,
     pub(super) cols: usize,
+    /// Index of the region.
+    pub(super) home: usize,
     /// Its panels, in bytes of the region.
-    pub(super) panels: Range<usize>,
+    pub(super) bytes: Range<usize>,
 }
 
 impl<'a> Place<'a> {
-    pub(super) fn new(checkpoint: &'a Checkpoint, load: Load) -> Self {
-        Self { checkpoint, load, next: 0, placed: Vec::new() }
+    pub(super) fn new(checkpoint: &'a Checkpoint, load: Load, homes: &'a Homes) -> Self {
+        Self { checkpoint, load, homes, next: vec![0; homes.count()], placed: Vec::new() }
     }
 
-    /// Bytes of the region, and what goes there, in ascending order.
-    pub(super) fn finish(self) -> (usize, Vec<Placed>) {
+    /// Bytes of each region, and what goes there, in ascending order.
+    pub(super) fn finish(self) -> (Vec<usize>, Vec<Placed>) {
         (self.next, self.placed)
     }
 
@@ -135,16 +140,22 @@ impl<'a> Place<'a> {
     }
 
     fn matrix(&mut self, tensor: &str, source: Source, dtype: Dtype, [rows, cols]: [usize; 2]) -> Linear {
-        let panels = (self.load == Load::Resident).then(|| {
-            let bytes = source.panel_bytes(dtype, [rows, cols]);
-            let start = self.next.next_multiple_of(MATRIX_ALIGNMENT);
-            self.next = start + bytes;
-            let panels = start..self.next;
-            let (tensor, source) = (tensor.into(), source.clone());
-            self.placed.push(Placed { tensor, source, dtype, cols, panels: panels.clone() });
-            panels
-        });
-        Linear { dtype, rows, cols, bias: None, source, panels }
+        let mut slices = Vec::new();
+        if self.load == Load::Resident {
+            // A matrix of few panels has none on some nodes.
+            let of_homes = self.homes.slices(rows.div_ceil(PANEL));
+            let shares = of_homes.iter().enumerate().filter(|(_, panels)| !panels.is_empty());
+            slices.extend(shares.map(|(home, panels)| {
+                let rows = panels.start * PANEL..rows.min(panels.end * PANEL);
+                let source = source.of_rows(&rows, dtype, cols);
+                let start = self.next[home].next_multiple_of(MATRIX_ALIGNMENT);
+                let bytes = start..start + source.panel_bytes(dtype, [rows.len(), cols]);
+                self.next[home] = bytes.end;
+                self.placed.push(Placed { tensor: tensor.into(), source, dtype, cols, home, bytes: bytes.clone() });
+                Slice { home, rows, bytes }
+            }));
+        }
+        Linear { dtype, rows, cols, bias: None, source, slices }
     }
 
     /// A small tensor, as float32.

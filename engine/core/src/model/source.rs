@@ -2,6 +2,8 @@
 //!
 //! Blocks of MXFP4 stay what they are: their panels hold the same nibbles and scales in the order of the kernel.
 
+use std::ops::Range;
+
 use simd::matmul::{MXFP4_BLOCK, Matrix, PANEL};
 use simd::{Dtype, Isa};
 
@@ -24,6 +26,23 @@ impl Source {
     /// All rows of the matrix at `location`.
     pub(super) fn rows(location: Location) -> Self {
         Self::Rows { location, first_row: 0, row_step: 1 }
+    }
+
+    /// The same of some of its rows only; `rows` begin at a panel.
+    pub(super) fn of_rows(&self, rows: &Range<usize>, dtype: Dtype, cols: usize) -> Self {
+        let bytes_of = |row_bytes: usize| rows.start * self.row_step() * row_bytes..rows.end * self.row_step() * row_bytes;
+        match self {
+            Self::Rows { location, first_row, row_step } => {
+                let location = location.part(bytes_of(self.row_bytes(dtype, cols)));
+                Self::Rows { location, first_row: *first_row, row_step: *row_step }
+            }
+            Self::Mxfp4 { blocks, scales, first_row, row_step } => Self::Mxfp4 {
+                blocks: blocks.part(bytes_of(self.row_bytes(dtype, cols))),
+                scales: scales.part(bytes_of(cols / MXFP4_BLOCK)),
+                first_row: *first_row,
+                row_step: *row_step,
+            },
+        }
     }
 
     /// Where all of its weights lie, perhaps among those of other matrices.

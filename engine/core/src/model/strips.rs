@@ -4,6 +4,7 @@
 //! they are not the workers of the step loop. A tensor without a place is read and checked all the same.
 
 use std::collections::{BTreeMap, HashSet};
+use std::mem;
 use std::slice::ChunksMut;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, mpsc};
@@ -69,13 +70,13 @@ pub(crate) fn buffer_bytes(threads: usize, total: usize, strip: usize) -> usize 
     readers(threads, total).saturating_mul(strip.saturating_add(strip / 16).saturating_add(4 * BLOCK))
 }
 
-/// Cuts all tensors into strips, in the order of the files. `placed` ascends in `region`; a strip is one panel or more,
+/// Cuts all tensors into strips, in the order of the files. `placed` ascends in each of `regions`; a strip is one panel or more,
 /// and no more than `most` bytes where a panel is not.
 pub(super) fn cut<'a>(
     checkpoint: &Checkpoint,
     tensors: &'a [TensorSpec],
     placed: &'a [Placed],
-    region: &'a mut [u8],
+    regions: Vec<&'a mut [u8]>,
     most: usize,
 ) -> Vec<Strip<'a>> {
     /// What lies at one place of a file: how it is cut, and what it fills.
@@ -90,11 +91,13 @@ pub(super) fn cut<'a>(
         let whole = Pieces { tensor: &spec.name, strip_bytes: most, fills: Vec::new() };
         pieces.insert(checkpoint.location(&spec.name), whole);
     }
-    let (mut rest, mut at) = (region, 0);
+    // What is left of each region, and where that begins.
+    let mut rests: Vec<(&mut [u8], usize)> = regions.into_iter().map(|region| (region, 0)).collect();
     for placed in placed {
-        let (_, tail) = rest.split_at_mut(placed.panels.start - at);
-        let (panels, tail) = tail.split_at_mut(placed.panels.len());
-        (rest, at) = (tail, placed.panels.end);
+        let (rest, at) = &mut rests[placed.home];
+        let (_, tail) = mem::take(rest).split_at_mut(placed.bytes.start - *at);
+        let (panels, tail) = tail.split_at_mut(placed.bytes.len());
+        (*rest, *at) = (tail, placed.bytes.end);
         let unit = placed.source.bytes_of_panel(placed.dtype, placed.cols);
         let strip_bytes = (most / unit).max(1) * unit;
         let panel_bytes = placed.source.panel_bytes(placed.dtype, [PANEL, placed.cols]);
@@ -230,23 +233,30 @@ mod tests {
     use simd::matmul::Activations;
 
     use super::*;
+    use crate::homes::Homes;
     use crate::model::place::Place;
 
     /// The panels of a golden model, read in strips of `most` bytes, and how many strips there were.
     fn panels(family: &str, most: usize, threads: usize) -> (Vec<u8>, usize) {
+        let (mut regions, count) = panels_on(&Homes::one(), family, most, threads);
+        (regions.remove(0), count)
+    }
+
+    /// The same in several regions.
+    fn panels_on(homes: &Homes, family: &str, most: usize, threads: usize) -> (Vec<Vec<u8>>, usize) {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(family);
         let checkpoint = Checkpoint::open(&folder).unwrap();
         let config = checkpoint.config();
         let load = Load::Resident;
-        let mut place = Place::new(&checkpoint, load);
+        let mut place = Place::new(&checkpoint, load, homes);
         for layer in 0..config.layers.len() {
             place.layer(config, layer);
         }
         place.linear(config.lm_head_name());
         let (bytes, placed) = place.finish();
-        let mut region = vec![0; bytes];
+        let mut regions: Vec<Vec<u8>> = bytes.into_iter().map(|bytes| vec![0; bytes]).collect();
         let tensors = config.tensors();
-        let strips = cut(&checkpoint, &tensors, &placed, &mut region, most);
+        let strips = cut(&checkpoint, &tensors, &placed, regions.iter_mut().map(Vec::as_mut_slice).collect(), most);
         let count = strips.len();
 
         let published: usize = tensors.iter().map(|spec| checkpoint.location(&spec.name).size()).sum();
@@ -261,7 +271,7 @@ mod tests {
         })
         .unwrap();
         assert!(seen.is_sorted() && seen.first() == Some(&0) && seen.last() == Some(&published));
-        (region, count)
+        (regions, count)
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Weights in the form in which kernels read them.
 //!
-//! `resident` lays every matrix into panels in anonymous memory with huge pages; `mapped` leaves the published file
+//! `resident` lays every matrix into panels in anonymous memory with huge pages, sliced over the nodes; `mapped` leaves the published file
 //! where it is, in the page cache, and turns each panel in registers. Both give the same bits. The embedding is only
 //! looked up by rows and stays in the map; norms and biases are small and become float32.
 
+use std::io;
 use std::ops::Range;
 
 use numa::Region;
@@ -15,6 +16,7 @@ use super::rope_table::RopeTable;
 use super::source::{MXFP4_BLOCK_BYTES, Source};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::{ModelConfig, Sparse};
+use crate::homes::{Homes, NodePages};
 
 /// A model ready to compute.
 pub struct Model {
@@ -24,7 +26,9 @@ pub struct Model {
     pub(super) layers: Vec<Layer>,
     pub(super) final_norm: Vec<f32>,
     pub(super) lm_head: Linear,
-    pub(super) panels: Region,
+    pub(super) homes: Homes,
+    /// The slices of each home.
+    pub(super) panels: Vec<Region>,
 }
 
 pub(super) struct Layer {
@@ -65,7 +69,17 @@ pub(super) struct Linear {
     pub(super) cols: usize,
     pub(super) bias: Option<Vec<f32>>,
     pub(super) source: Source,
-    pub(super) panels: Option<Range<usize>>,
+    /// Its panels, cut by rows: ascending, together all of it. None where it stays in the map.
+    pub(super) slices: Vec<Slice>,
+}
+
+/// Panels of a matrix that lie together, in the memory of one node.
+pub(super) struct Slice {
+    pub(super) home: usize,
+    /// Rows of the matrix; they begin at a panel.
+    pub(super) rows: Range<usize>,
+    /// Bytes of the home's region.
+    pub(super) bytes: Range<usize>,
 }
 
 impl Model {
@@ -86,7 +100,20 @@ impl Model {
 
     /// Bytes of anonymous memory that the weights take.
     pub fn resident_bytes(&self) -> usize {
-        self.panels.as_slice().len()
+        self.panels.iter().map(|region| region.as_slice().len()).sum()
+    }
+
+    /// The nodes that share it.
+    pub fn homes(&self) -> &Homes {
+        &self.homes
+    }
+
+    /// Where the pages of its weights are, of those that are bound to nodes.
+    ///
+    /// # Errors
+    /// If the kernel does not say.
+    pub fn placement(&self) -> io::Result<Vec<NodePages>> {
+        NodePages::of(&self.panels)
     }
 
     /// Whether the mapped weights that steps read are still the published ones; nothing that a step computed may leave
@@ -101,10 +128,12 @@ impl Model {
         }
     }
 
-    /// The weights as they lie in memory, for measuring how fast this machine reads them.
+    /// The weights as they lie in memory, for measuring how fast this machine reads them; on several nodes, those of one.
     pub fn weight_bytes(&self) -> &[u8] {
         match self.options.load {
-            Load::Resident => self.panels.as_slice(),
+            Load::Resident => {
+                self.panels.iter().map(Region::as_slice).max_by_key(|bytes| bytes.len()).unwrap_or(&[])
+            }
             Load::Mapped => {
                 self.checkpoint.shards().map(|(_, bytes)| bytes).max_by_key(|bytes| bytes.len()).unwrap_or(&[])
             }
@@ -137,10 +166,13 @@ impl Model {
         self.layers.iter().map(layer).sum::<usize>() + of(&self.lm_head)
     }
 
-    /// A matrix as it lies in memory: the one place where its form is decided.
-    pub(super) fn matrix(&self, linear: &Linear) -> Matrix<'_> {
-        let shape = [linear.rows, linear.cols];
-        let panels = linear.panels.as_ref().map(|range| &self.panels.as_slice()[range.clone()]);
+    /// The part of a matrix that holds row `row`, as it lies in memory, and its first row: the one place where its form is
+    /// decided.
+    pub(super) fn matrix(&self, linear: &Linear, row: usize) -> (Matrix<'_>, usize) {
+        let slice = linear.slices.iter().find(|slice| row < slice.rows.end);
+        let rows = slice.map_or(0..linear.rows, |slice| slice.rows.clone());
+        let shape = [rows.len(), linear.cols];
+        let panels = slice.map(|slice| &self.panels[slice.home].as_slice()[slice.bytes.clone()]);
         let published = |location| self.checkpoint.bytes(location);
         let matrix = match (panels, &linear.source) {
             (Some(panels), Source::Rows { .. }) => Matrix::panels(linear.dtype, panels, shape),
@@ -155,11 +187,17 @@ impl Model {
                     .map(|all| all.every(*first_row, *row_step))
             }
         };
-        matrix.expect("shape, length and alignment were checked when the checkpoint was opened")
+        (matrix.expect("shape, length and alignment were checked when the checkpoint was opened"), rows.start)
     }
 }
 
 impl Linear {
+    /// Its parts that one node each computes: rows and home. Without a place it is one.
+    pub(super) fn parts(&self) -> impl Iterator<Item = (Range<usize>, usize)> + '_ {
+        let whole = self.slices.is_empty().then_some((0..self.rows, 0));
+        self.slices.iter().map(|slice| (slice.rows.clone(), slice.home)).chain(whole)
+    }
+
     /// Bytes of the weights themselves, without padding.
     pub(super) fn bytes(&self) -> usize {
         match self.source {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use numa::Pool;
+use numa::{Pool, TileMut};
 use simd::Dtype;
 use simd::attention::{AttendScratch, KV_BLOCK, KV_RUN};
 use simd::matmul::{PANEL, PanelScratch, Rows};
@@ -10,7 +10,7 @@ use simd::matmul::{PANEL, PanelScratch, Rows};
 use super::attention::spread_units;
 use super::load::Load;
 use super::routing::{Assignments, Choice};
-use super::weights::Model;
+use super::weights::{Linear, Model};
 use crate::config::{ExpertStorage, Mlp, ModelConfig};
 
 /// Rows of one sequence that attend together, so that keys and values are read once for all of them.
@@ -31,11 +31,13 @@ pub struct Workspace {
     max_rows: usize,
 }
 
-/// Who computes: the pool, each worker's own scratch, and where output columns are cut into tasks.
+/// Who computes: the pool, each worker's own scratch, and where output columns are cut into tasks of which nodes.
 pub(super) struct Crew {
     pub(super) pool: Pool,
     pub(super) workers: Vec<Worker>,
     pub(super) cuts: Vec<usize>,
+    /// The node of the pool that computes what lies between a cut and the next.
+    pub(super) homes: Vec<usize>,
     /// Bytes of weights, keys and values that the step under way has read.
     pub(super) bytes_read: usize,
 }
@@ -152,11 +154,12 @@ impl WorkspaceShape {
         (units, units * PARTS_OF_UNIT)
     }
 
-    /// Cuts of the widest product into tasks, if each panel is one.
+    /// Cuts of the widest product into tasks, if each panel is one, or of as many runs as are spread at a time.
     fn cuts(&self) -> usize {
         /// Products of one input that lie side by side, at most.
         const SIDE_BY_SIDE: usize = 3;
-        self.vocab_size.max(self.qkv_size).max(self.widest).div_ceil(PANEL) + 2 * SIDE_BY_SIDE
+        let products = self.vocab_size.max(self.qkv_size).max(self.widest).div_ceil(PANEL) + 2 * SIDE_BY_SIDE;
+        products.max(self.spread().1 + 1)
     }
 
     fn sums(&self) -> usize {
@@ -232,7 +235,7 @@ impl WorkspaceShape {
             rows * per_row + (units + parts) * self.part_size + self.max_logits * self.vocab_size + self.assignments();
         let ranges = rows * size_of::<Range<usize>>() + Assignments::bytes_for(rows * self.choices, self.num_experts);
         self.threads * worker
-            + self.cuts() * size_of::<usize>()
+            + 2 * self.cuts() * size_of::<usize>()
             + floats * 4
             + ranges
             + Rows::bytes_for(self.assignments(), self.widest)
@@ -241,10 +244,15 @@ impl WorkspaceShape {
 
 impl Workspace {
     /// Allocates the buffers for steps of a model; the pool's threads are the workers.
+    ///
+    /// # Panics
+    /// If the pool has another number of nodes than the model has homes: some weights would have no workers.
     pub fn new(model: &Model, pool: Pool, max_rows: usize, max_logits: usize) -> Self {
+        assert_eq!(pool.nodes().len(), model.homes().count(), "nodes of the pool, and of the model");
         let shape = WorkspaceShape::new(model.config(), model.options().load, max_rows, max_logits, pool.threads());
         let (workers, buffers) = shape.allocate();
-        Self { crew: Crew { pool, workers, cuts: Vec::with_capacity(shape.cuts()), bytes_read: 0 }, buffers, max_rows }
+        let (cuts, homes) = (Vec::with_capacity(shape.cuts()), Vec::with_capacity(shape.cuts()));
+        Self { crew: Crew { pool, workers, cuts, homes, bytes_read: 0 }, buffers, max_rows }
     }
 
     /// Bytes of the buffers as they lie in memory, each asked for its own length; the kernels' scratch knows its bytes.
@@ -285,7 +293,8 @@ impl Workspace {
         let whole = of(identity) + of(choices) + of(experts) + assignments.allocated_bytes();
         let ranges = of(tiles);
         let prepared = Rows::bytes_for(shape.assignments(), shape.widest);
-        self.crew.workers.iter().map(worker).sum::<usize>() + of(&self.crew.cuts) + floats + whole + ranges + prepared
+        let cuts = of(&self.crew.cuts) + of(&self.crew.homes);
+        self.crew.workers.iter().map(worker).sum::<usize>() + cuts + floats + whole + ranges + prepared
     }
 
     /// Most rows that a step may have.
@@ -310,21 +319,43 @@ impl Workspace {
 }
 
 impl Crew {
-    /// Cuts `[rows, widths…]`, matrices side by side, into tasks of whole panels. A task's sums fit its worker, and
-    /// every worker has a few tasks to take; where the cuts fall changes no bit.
-    pub(super) fn cut(&mut self, widths: impl IntoIterator<Item = usize> + Clone, rows: usize) {
-        let panels: usize = widths.clone().into_iter().map(|width| width.div_ceil(PANEL)).sum();
+    /// Cuts `[rows, their rows…]`, products with matrices side by side, into tasks of whole panels, each within a slice. A
+    /// task's sums fit its worker, and every worker has a few tasks to take; where the cuts fall changes no bit.
+    pub(super) fn cut<const N: usize>(&mut self, linears: [&Linear; N], rows: usize) {
+        let panels: usize = linears.iter().map(|linear| linear.rows.div_ceil(PANEL)).sum();
         let fits = (SUMS / rows.max(1)).max(1);
         let fair = panels.div_ceil(self.pool.threads() * 4).max(1);
         let step = fits.min(fair) * PANEL;
         self.cuts.clear();
+        self.homes.clear();
         self.cuts.push(0);
         let mut end = 0;
-        for width in widths {
+        for (rows, home) in linears.iter().flat_map(|linear| linear.parts()) {
             let start = end;
-            end += width;
+            end += rows.len();
             self.cuts.extend((start + step..end).step_by(step));
             self.cuts.push(end);
+            self.homes.resize(self.cuts.len() - 1, home);
         }
+    }
+
+    /// Cuts into tasks of `width` columns each, one for each node of `homes`.
+    pub(super) fn cut_evenly(&mut self, width: usize, homes: impl Iterator<Item = usize>) {
+        self.homes.clear();
+        self.homes.extend(homes);
+        self.cuts.clear();
+        self.cuts.extend((0..=self.homes.len()).map(|task| task * width));
+    }
+
+    /// Computes `out`, of `cols` columns, by tasks as they were cut, each by a worker of its node.
+    pub(super) fn tiles(
+        &mut self,
+        out: &mut [f32],
+        cols: usize,
+        row_groups: &[Range<usize>],
+        task: impl Fn(&mut Worker, TileMut<'_, f32>) + Sync,
+    ) {
+        let Self { pool, workers, cuts, homes, .. } = self;
+        pool.tiles_on_nodes(workers, out, cols, row_groups, cuts, homes, task);
     }
 }

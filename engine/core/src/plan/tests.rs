@@ -17,7 +17,7 @@ fn config(json: &Value) -> ModelConfig {
 }
 
 fn request(ctx_size: usize, load: Load) -> PlanRequest {
-    PlanRequest { ctx_size, width: 1, ubatch_size: 256, logits: 1, threads: 2, kv_dtype: Dtype::Bf16, load }
+    PlanRequest { ctx_size, width: 1, ubatch_size: 256, logits: 1, threads: 2, kv_dtype: Dtype::Bf16, load, nodes: 1 }
 }
 
 fn qwen3_moe(hidden: u32, layers: u32, heads: u32, experts: u32, moe_size: u32) -> Value {

@@ -12,6 +12,7 @@ use super::event::{Event, FinishReason, Refused, Request, SequenceId};
 use super::sequence::{After, Sequence};
 use super::timing::Totals;
 use crate::checkpoint::CheckpointError;
+use crate::homes::NodePages;
 use crate::kv_cache::{BlockId, KvCache, KvShape, blocks_for};
 use crate::model::{Batch, Model, Row, Workspace};
 use crate::sampler::Sampler;
@@ -84,11 +85,28 @@ impl<'t> Engine<'t> {
         eos: Vec<u32>,
         options: EngineOptions,
     ) -> Result<Self, EngineError> {
-        let mut pool = Pool::new(options.threads, Pinning::Pinned)
+        let pool = Pool::new(options.threads, Pinning::Pinned)
             .map_err(|source| EngineError::Workers { threads: options.threads.get(), source })?;
+        Self::with_pool(model, pool, tokenizer, eos, options)
+    }
+
+    /// As [`Engine::new`], with workers that are there already: those whose nodes are the homes of the model.
+    ///
+    /// # Errors
+    /// [`EngineError::KvCache`] if memory is not to be had.
+    ///
+    /// # Panics
+    /// If the pool has another number of nodes than the model has homes.
+    pub fn with_pool(
+        model: Model,
+        mut pool: Pool,
+        tokenizer: &'t Tokenizer,
+        eos: Vec<u32>,
+        options: EngineOptions,
+    ) -> Result<Self, EngineError> {
         let shape = KvShape::new(model.config(), options.kv_dtype, options.width * blocks_for(options.ctx_size));
-        let kv =
-            KvCache::new(shape, &mut pool).map_err(|source| EngineError::KvCache { bytes: shape.bytes(), source })?;
+        let kv = KvCache::on_nodes(shape, model.homes(), &mut pool)
+            .map_err(|source| EngineError::KvCache { bytes: shape.bytes(), source })?;
         let space = Workspace::new(&model, pool, options.ubatch_size + options.width, options.width);
         Ok(Self {
             model,
@@ -150,6 +168,14 @@ impl<'t> Engine<'t> {
         for table in self.tables.drain(..) {
             self.kv.give_back(table);
         }
+    }
+
+    /// Where the pages of keys and values are, of those that are bound to nodes.
+    ///
+    /// # Errors
+    /// If the kernel does not say.
+    pub fn kv_placement(&self) -> io::Result<Vec<NodePages>> {
+        self.kv.placement()
     }
 
     /// The workers and the weights, for measuring between steps.

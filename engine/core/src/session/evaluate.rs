@@ -6,6 +6,7 @@ use numa::Pool;
 use simd::Dtype;
 
 use crate::checkpoint::CheckpointError;
+use crate::homes::NodePages;
 use crate::kv_cache::{BlockId, KvCache, KvShape, blocks_for};
 use crate::model::{Batch, Model, Observer, Row, Workspace};
 
@@ -28,14 +29,22 @@ impl<'m> Evaluator<'m> {
     /// If the system does not give the memory of the cache.
     ///
     /// # Panics
-    /// If `chunk` is 0.
+    /// If `chunk` is 0, or the pool has another number of nodes than the model has homes.
     pub fn new(model: &'m Model, mut pool: Pool, kv_dtype: Dtype, ctx_size: usize, chunk: usize) -> io::Result<Self> {
         assert!(chunk > 0, "a step of no rows");
         let shape = KvShape::new(model.config(), kv_dtype, blocks_for(ctx_size));
-        let mut kv = KvCache::new(shape, &mut pool)?;
+        let mut kv = KvCache::on_nodes(shape, model.homes(), &mut pool)?;
         let tables = [kv.take(shape.blocks).expect("a new cache has all of its blocks")];
         let space = Workspace::new(model, pool, chunk, chunk);
         Ok(Self { model, kv, tables, space, ctx_size, chunk, position: 0 })
+    }
+
+    /// Where the pages of keys and values are, of those that are bound to nodes.
+    ///
+    /// # Errors
+    /// If the kernel does not say.
+    pub fn kv_placement(&self) -> io::Result<Vec<NodePages>> {
+        self.kv.placement()
     }
 
     /// Computes `tokens` after those fed before; `each` gets every position and its logits `[vocab_size]`.

@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+use engine_core::checkpoint::Checkpoint;
+use engine_core::homes::Homes;
 use engine_core::model::{Load, Model, ModelOptions};
-use numa::{Pinning, Pool};
+use numa::{Pinning, Pool, Topology};
 use safetensors::SafeTensors;
 use simd::Isa;
 use simd::matmul::Activations;
@@ -21,6 +23,17 @@ pub(crate) fn golden() -> PathBuf {
 
 pub(crate) fn pool(threads: usize) -> Pool {
     Pool::new(NonZeroUsize::new(threads).unwrap(), Pinning::Free).unwrap()
+}
+
+/// Workers on made-up nodes, as even as can be; they run anywhere.
+pub(crate) fn pool_on_nodes(threads: usize, nodes: usize) -> Pool {
+    let topology = Topology::parse(&format!("{nodes}x{threads}")).unwrap();
+    Pool::on_nodes(NonZeroUsize::new(threads).unwrap(), Pinning::Free, &topology).unwrap()
+}
+
+/// A model that is cut over the nodes of a pool, in memory wherever the kernel puts it.
+pub(crate) fn load_for(pool: &Pool, folder: &Path, options: ModelOptions) -> Model {
+    Model::on_nodes(Checkpoint::open(folder).unwrap(), options, Homes::unbound(pool), &mut |_| {}).unwrap()
 }
 
 pub(crate) fn options(isa: Isa) -> ModelOptions {

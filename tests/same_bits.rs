@@ -1,14 +1,15 @@
 //! Same bytes: a row's logits do not depend on threads, on how its prompt was cut, on the company in its batch, nor on
-//! where the weights lie.
+//! where the weights lie and on how many nodes.
 
 use engine_core::checkpoint::CheckpointError;
 use engine_core::kv_cache::{KvCache, KvShape, blocks_for};
 use engine_core::model::{Batch, Load, Model, ModelOptions, Row, Workspace};
 use engine_core::session::Evaluator;
+use numa::Pool;
 use simd::matmul::Activations;
 use simd::{Dtype, Isa};
 
-use crate::models::{FAMILIES, Reference, golden, load, options, pool};
+use crate::models::{FAMILIES, Reference, golden, load, load_for, options, pool, pool_on_nodes};
 use crate::tiny_model::tiny_model;
 
 fn bits(logits: &[f32]) -> Vec<u32> {
@@ -16,8 +17,12 @@ fn bits(logits: &[f32]) -> Vec<u32> {
 }
 
 fn evaluate(model: &Model, tokens: &[u32], threads: usize, chunk: usize, kv: Dtype) -> Vec<u32> {
+    evaluate_with(model, tokens, pool(threads), chunk, kv)
+}
+
+fn evaluate_with(model: &Model, tokens: &[u32], pool: Pool, chunk: usize, kv: Dtype) -> Vec<u32> {
     let mut got = Vec::new();
-    let mut evaluator = Evaluator::new(model, pool(threads), kv, tokens.len(), chunk).unwrap();
+    let mut evaluator = Evaluator::new(model, pool, kv, tokens.len(), chunk).unwrap();
     let fed = evaluator.feed(tokens, &mut (), |_, logits| {
         got.extend(bits(logits));
         Ok::<_, CheckpointError>(())
@@ -36,6 +41,26 @@ fn logits_are_bit_equal_for_any_threads_and_any_chunk() {
             for (threads, chunk) in [(1, 1), (1, 7), (1, 64), (2, 7), (2, tokens.len()), (3, 1), (3, 64)] {
                 let got = evaluate(&model, &tokens, threads, chunk, Dtype::F16);
                 assert!(got == want, "{family} on {isa}: {threads} threads and chunks of {chunk} change bits");
+            }
+        }
+    }
+}
+
+#[test]
+fn logits_are_bit_equal_on_any_number_of_nodes() {
+    for family in FAMILIES {
+        let tokens = Reference::of(family).ids("token_ids");
+        let folder = golden().join(family);
+        for isa in Isa::available() {
+            let want = evaluate(&load(&folder, options(isa)), &tokens, 1, tokens.len(), Dtype::F16);
+            // Uneven nodes among them, and more of them than some families have KV heads.
+            for (nodes, threads) in [(1, 3), (2, 3), (2, 4), (3, 3), (3, 4)] {
+                let model = load_for(&pool_on_nodes(threads, nodes), &folder, options(isa));
+                assert_eq!(model.homes().count(), nodes);
+                for chunk in [1, 16] {
+                    let got = evaluate_with(&model, &tokens, pool_on_nodes(threads, nodes), chunk, Dtype::F16);
+                    assert!(got == want, "{family} on {isa}: {nodes} nodes with {threads} threads change bits");
+                }
             }
         }
     }
@@ -104,12 +129,13 @@ fn logits_are_bit_equal_alone_and_beside_three_other_sequences() {
 fn logits_are_bit_equal_where_the_runs_of_a_row_are_spread() {
     for family in ["llama", "gpt_oss"] {
         let folder = tiny_model(family);
-        let model = load(folder.path(), options(Isa::detect()));
         // Enough runs for the parts not to fit at once on the fewest workers.
         let tokens: Vec<u32> = (0..4200).map(|i| i * i % 251).collect();
-        let last = |threads: usize| {
+        let last = |nodes: usize, threads: usize| {
             let mut logits = Vec::new();
-            let mut evaluator = Evaluator::new(&model, pool(threads), Dtype::F16, tokens.len(), 128).unwrap();
+            let pool = pool_on_nodes(threads, nodes);
+            let model = load_for(&pool, folder.path(), options(Isa::detect()));
+            let mut evaluator = Evaluator::new(&model, pool, Dtype::F16, tokens.len(), 128).unwrap();
             for tokens in [&tokens[..4198], &tokens[4198..4199], &tokens[4199..]] {
                 let fed = evaluator.feed(tokens, &mut (), |_, row| {
                     logits = bits(row);
@@ -119,9 +145,9 @@ fn logits_are_bit_equal_where_the_runs_of_a_row_are_spread() {
             }
             logits
         };
-        let want = last(1);
-        for threads in [2, 3] {
-            assert!(last(threads) == want, "{family}: {threads} threads change bits");
+        let want = last(1, 1);
+        for (nodes, threads) in [(1, 2), (1, 3), (2, 3)] {
+            assert!(last(nodes, threads) == want, "{family}: {threads} threads on {nodes} nodes change bits");
         }
     }
 }

@@ -29,7 +29,7 @@ usage: cargo tools COMMAND
   golden            sizes of the golden data
   golden --make     make it anew with transformers, or
   golden --check    compute it a second way and compare (both need Python and torch; by hand, never in CI)
-  numa-vm           tests of memory and threads on nodes, in emulated machines with 2 and 4; where QEMU is missing it
+  numa-vm           tests of memory, threads and models on nodes, in emulated machines with 2 and 4; where QEMU is missing it
                     says so and is done
   numa-vm --install the same, after getting QEMU and a kernel for it (Debian, as root)
 

@@ -1,9 +1,11 @@
-//! The tests of placement, in emulated machines with several NUMA nodes.
+//! The tests of placement, and whole models, in emulated machines with several NUMA nodes.
 //!
 //! Almost every developer's machine has one node, where a page cannot be in the wrong place. `tools/numa-vm.sh` boots a
-//! machine with more and runs one program in it; here it is the runner of cargo, so the tests are ordinary ones.
+//! machine with more and runs one program in it; here it is the runner of cargo, so the tests are ordinary ones. Then the
+//! program itself computes logits there, with the machine as one node and with the model cut over all: the same bytes.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
@@ -11,6 +13,24 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Nodes of the machines to test in.
 const MACHINES: [&str; 2] = ["2", "4"];
+
+/// Where static programs are built.
+const BUILD: &str = "target/numa-vm/build";
+
+/// Models to compute with: golden ones, of BF16 and of MXFP4.
+const FAMILIES: [&str; 2] = ["qwen3_moe", "gpt_oss"];
+
+/// What the guest does with them. Its CPU has no AVX-512.
+const LOGITS: &str = "set -e
+mkdir out
+for model in */config.json; do
+    model=${model%/*}
+    for numa in off slice; do
+        ./nightmonk logits -m $model --tokens tokens.json --output out/$model-$numa.npy \
+            --load resident --isa avx2 -ub 16 --numa $numa 2>out/$model-$numa.txt || { cat out/$model-$numa.txt; exit 1; }
+    done
+done
+";
 
 /// What the script exits with where something that it needs is missing.
 const MISSING: i32 = 77;
@@ -45,6 +65,8 @@ pub(crate) fn run(root: &Path) -> Result<(), String> {
     }
     // Once, so that the times below are those of the machines.
     succeed(tests(root).arg("--no-run"))?;
+    succeed(static_cargo(root, &["build", "--package", "nightmonk"]).args(["--bin", "nightmonk"]))?;
+    let guest = guest(root)?;
     let script =
         script.to_str().ok_or("the path of this checkout is not UTF-8, which cargo's configuration has to be")?;
     let mut table = String::new();
@@ -55,7 +77,16 @@ pub(crate) fn run(root: &Path) -> Result<(), String> {
         tests.args(["--config", &runner(&[script, "-n", nodes])]);
         // One after the other: they count pages and CPUs, and the machine is slow enough to be starved.
         succeed(tests.args(["--", "--test-threads=1"]))?;
-        table += &format!("{nodes} nodes {:>6.1} s  passed\n", start.elapsed().as_secs_f64());
+        table += &format!("{nodes} nodes {:>6.1} s  tests passed\n", start.elapsed().as_secs_f64());
+        let start = Instant::now();
+        let came_back = root.join(format!("target/numa-vm/logits-{nodes}"));
+        remove(&came_back)?;
+        let mut vm = Command::new("sh");
+        vm.args(["-c", r#"exec "$0" "$@" "$(command -v busybox)" sh logits.sh"#, script]);
+        vm.args(["-n", nodes, "-d", "1024", "-i"]).arg(&guest).arg("-o").arg(&came_back);
+        succeed(&mut vm)?;
+        compare(&came_back.join("out"), nodes)?;
+        table += &format!("{nodes} nodes {:>6.1} s  logits are the same\n", start.elapsed().as_secs_f64());
     }
     eprint!("== times\n{table}");
     Ok(())
@@ -63,12 +94,73 @@ pub(crate) fn run(root: &Path) -> Result<(), String> {
 
 /// `cargo test` for the tests of nodes as one static program.
 fn tests(root: &Path) -> Command {
+    static_cargo(root, &["test", "--package", "numa", "--test", "nodes"])
+}
+
+/// Cargo for programs that need nothing around them.
+fn static_cargo(root: &Path, arguments: &[&str]) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(root).env("RUSTFLAGS", "-C target-feature=+crt-static");
     // A folder of its own: other flags would make everything else be built anew.
-    cargo.args(["test", "--package", "numa", "--test", "nodes", "--target", TARGET]);
-    cargo.args(["--target-dir", "target/numa-vm/build"]);
+    cargo.args(arguments).args(["--target", TARGET, "--target-dir", BUILD]);
     cargo
+}
+
+/// What the guest finds in its /data: the program, models, tokens and what to do with them.
+fn guest(root: &Path) -> Result<PathBuf, String> {
+    let guest = root.join("target/numa-vm/guest");
+    remove(&guest)?;
+    let copy = |from: &Path, to: &Path| fs::copy(from, to).map(drop).map_err(|error| failed(from, &error));
+    for family in FAMILIES {
+        let (from, to) = (root.join("tests/golden").join(family), guest.join(family));
+        fs::create_dir_all(&to).map_err(|error| failed(&to, &error))?;
+        for entry in fs::read_dir(&from).map_err(|error| failed(&from, &error))? {
+            let path = entry.map_err(|error| failed(&from, &error))?.path();
+            copy(&path, &to.join(path.file_name().unwrap_or_default()))?;
+        }
+    }
+    copy(&root.join(BUILD).join(TARGET).join("debug/nightmonk"), &guest.join("nightmonk"))?;
+    let tokens: Vec<String> = (0..48).map(|i| (i * i % 89).to_string()).collect();
+    for (name, text) in [("tokens.json", format!("[{}]", tokens.join(", "))), ("logits.sh", LOGITS.into())] {
+        let path = guest.join(name);
+        fs::write(&path, text).map_err(|error| failed(&path, &error))?;
+    }
+    Ok(guest)
+}
+
+/// Checks what `LOGITS` wrote: equal bytes, and every page of weights, keys and values on its node. The models are small
+/// enough for the program to ask for each page.
+fn compare(out: &Path, nodes: &str) -> Result<(), String> {
+    for family in FAMILIES {
+        let read = |name: String| {
+            let path = out.join(name);
+            fs::read(&path).map_err(|error| failed(&path, &error))
+        };
+        let text =
+            |mode: &str| Ok::<_, String>(String::from_utf8_lossy(&read(format!("{family}-{mode}.txt"))?).into_owned());
+        let (off, slice) = (text("off")?, text("slice")?);
+        eprint!("{family}: {slice}");
+        let placed = format!("placed 100.0 % on {nodes} nodes");
+        if !off.contains("numa off") || !slice.contains("numa slice on nodes 0, 1") || !slice.contains(&placed) {
+            return Err(format!("{family}: not `{placed}`, or not the mode that was asked for:\n{off}{slice}"));
+        }
+        let [off, slice] = ["off", "slice"].map(|mode| read(format!("{family}-{mode}.npy")));
+        if off? != slice? {
+            return Err(format!("{family}: {nodes} nodes change the bytes of logits"));
+        }
+    }
+    Ok(())
+}
+
+fn remove(folder: &Path) -> Result<(), String> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(folder, &error)),
+        _ => Ok(()),
+    }
+}
+
+fn failed(path: &Path, error: &std::io::Error) -> String {
+    format!("{}: {error}", path.display())
 }
 
 /// Cargo's setting to hand each program to `command`. A list, because a text would be split at its spaces.

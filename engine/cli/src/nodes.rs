@@ -173,10 +173,7 @@ mod tests {
         let lines = placement_lines(&[&good[..], &[pages(1, &[(0, 1), (1, 3)], 2)]].concat());
         assert_eq!(
             lines,
-            [
-                "placed 99.9 % on 2 nodes",
-                "warning: of 6 pages for node 1, 3 are there, 1 on node 0, 2 nowhere yet"
-            ]
+            ["placed 99.9 % on 2 nodes", "warning: of 6 pages for node 1, 3 are there, 1 on node 0, 2 nowhere yet"]
         );
     }
 }

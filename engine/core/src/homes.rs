@@ -28,6 +28,12 @@ impl Homes {
         Self(vec![Home { node: None, workers: 1 }])
     }
 
+    /// Homes with so many workers each.
+    #[cfg(test)]
+    pub(crate) fn with_workers(workers: &[usize]) -> Self {
+        Self(workers.iter().map(|workers| Home { node: None, workers: *workers }).collect())
+    }
+
     /// The nodes of a pool; memory is bound to those that have a number.
     pub fn of(pool: &Pool) -> Self {
         Self(pool.nodes().iter().map(|node| Home { node: node.id, workers: node.workers.len() }).collect())

@@ -6,9 +6,11 @@ use std::alloc::System;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
+use engine_core::checkpoint::Checkpoint;
+use engine_core::homes::Homes;
 use engine_core::kv_cache::{KvCache, KvShape, blocks_for};
 use engine_core::model::{Batch, Load, Model, ModelOptions, Row, Workspace};
-use numa::{Pinning, Pool};
+use numa::{Pinning, Pool, Topology};
 use simd::matmul::Activations;
 use simd::{Dtype, Isa};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
@@ -23,12 +25,17 @@ const WIDTH: usize = 3;
 fn no_step_allocates() {
     for family in ["llama", "mistral", "qwen3_moe", "gpt_oss"] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(family);
-        for (load, threads) in [(Load::Resident, 1), (Load::Resident, 2), (Load::Mapped, 2)] {
+        for (load, nodes, threads) in
+            [(Load::Resident, 1, 1), (Load::Resident, 1, 2), (Load::Resident, 2, 2), (Load::Mapped, 1, 2)]
+        {
             let options = ModelOptions { isa: Isa::detect(), activations: Activations::Bf16x2, load, threads };
-            let model = Model::load(&folder, options, &mut |_| {}).unwrap();
-            let mut pool = Pool::new(NonZeroUsize::new(threads).unwrap(), Pinning::Free).unwrap();
+            let topology = Topology::parse(&format!("{nodes}x1")).unwrap();
+            let mut pool = Pool::on_nodes(NonZeroUsize::new(threads).unwrap(), Pinning::Free, &topology).unwrap();
+            let homes = Homes::unbound(&pool);
+            let checkpoint = Checkpoint::open(&folder).unwrap();
+            let model = Model::on_nodes(checkpoint, options, homes, &mut |_| {}).unwrap();
             let shape = KvShape::new(model.config(), Dtype::F16, WIDTH * blocks_for(CTX_SIZE));
-            let mut kv = KvCache::new(shape, &mut pool).unwrap();
+            let mut kv = KvCache::on_nodes(shape, model.homes(), &mut pool).unwrap();
             let tables: Vec<_> = (0..WIDTH).map(|_| kv.take(blocks_for(CTX_SIZE)).unwrap()).collect();
             let mut space = Workspace::new(&model, pool, 64, WIDTH);
 
@@ -47,7 +54,7 @@ fn no_step_allocates() {
             let change = counted.change();
             // Threads that loaded may still be giving back what they had.
             let asked = change.allocations + change.reallocations;
-            assert_eq!(asked, 0, "{family}, {load} weights, {threads} threads: {change:?}");
+            assert_eq!(asked, 0, "{family}, {load} weights, {threads} threads on {nodes} nodes: {change:?}");
         }
     }
 }

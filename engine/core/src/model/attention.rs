@@ -200,7 +200,17 @@ impl Model {
                 worker.visible.clear();
                 worker.visible.extend(iter::repeat_n(visible(window, position, run), group));
                 let table = &batch.tables[sequence];
-                self.attend_run(kv, index, head, run, table, query, &worker.visible, &mut worker.attend, tile.row_mut(0));
+                self.attend_run(
+                    kv,
+                    index,
+                    head,
+                    run,
+                    table,
+                    query,
+                    &worker.visible,
+                    &mut worker.attend,
+                    tile.row_mut(0),
+                );
             });
             let parts = &*parts;
             crew.pool.chunks(&mut crew.workers, states, part_size, |_, unit, state| {

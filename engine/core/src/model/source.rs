@@ -30,7 +30,8 @@ impl Source {
 
     /// The same of some of its rows only; `rows` begin at a panel.
     pub(super) fn of_rows(&self, rows: &Range<usize>, dtype: Dtype, cols: usize) -> Self {
-        let bytes_of = |row_bytes: usize| rows.start * self.row_step() * row_bytes..rows.end * self.row_step() * row_bytes;
+        let bytes_of =
+            |row_bytes: usize| rows.start * self.row_step() * row_bytes..rows.end * self.row_step() * row_bytes;
         match self {
             Self::Rows { location, first_row, row_step } => {
                 let location = location.part(bytes_of(self.row_bytes(dtype, cols)));

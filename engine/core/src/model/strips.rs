@@ -229,30 +229,51 @@ pub(super) fn read(
 mod tests {
     use std::path::Path;
 
+    use proptest::collection::vec;
+    use proptest::prelude::*;
     use simd::Isa;
     use simd::matmul::Activations;
 
     use super::*;
     use crate::homes::Homes;
     use crate::model::place::Place;
+    use crate::model::weights::{FeedForward, GatedMlp, Layer, Linear};
 
-    /// The panels of a golden model, read in strips of `most` bytes, and how many strips there were.
-    fn panels(family: &str, most: usize, threads: usize) -> (Vec<u8>, usize) {
-        let (mut regions, count) = panels_on(&Homes::one(), family, most, threads);
-        (regions.remove(0), count)
+    /// A golden model whose panels were read.
+    struct Loaded {
+        matrices: Vec<Linear>,
+        regions: Vec<Vec<u8>>,
+        strips: usize,
     }
 
-    /// The same in several regions.
-    fn panels_on(homes: &Homes, family: &str, most: usize, threads: usize) -> (Vec<Vec<u8>>, usize) {
+    impl Loaded {
+        /// The panels of a matrix, from all of its slices.
+        fn panels(&self, matrix: &Linear) -> Vec<u8> {
+            matrix.slices.iter().flat_map(|slice| &self.regions[slice.home][slice.bytes.clone()]).copied().collect()
+        }
+    }
+
+    fn matrices_of(layer: Layer) -> Vec<Linear> {
+        let of_mlp = |GatedMlp { gate, up, down }| [gate, up, down];
+        let feed_forward: Vec<Linear> = match layer.feed_forward {
+            FeedForward::Dense(mlp) => of_mlp(*mlp).into(),
+            FeedForward::Sparse { router, experts, .. } => {
+                experts.into_iter().flat_map(of_mlp).chain([router]).collect()
+            }
+        };
+        [layer.query, layer.key, layer.value, layer.output].into_iter().chain(feed_forward).collect()
+    }
+
+    /// Reads a model in strips of `most` bytes.
+    fn load(homes: &Homes, family: &str, most: usize, threads: usize) -> Loaded {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(family);
         let checkpoint = Checkpoint::open(&folder).unwrap();
         let config = checkpoint.config();
         let load = Load::Resident;
         let mut place = Place::new(&checkpoint, load, homes);
-        for layer in 0..config.layers.len() {
-            place.layer(config, layer);
-        }
-        place.linear(config.lm_head_name());
+        let mut matrices: Vec<Linear> =
+            (0..config.layers.len()).flat_map(|layer| matrices_of(place.layer(config, layer))).collect();
+        matrices.push(place.linear(config.lm_head_name()));
         let (bytes, placed) = place.finish();
         let mut regions: Vec<Vec<u8>> = bytes.into_iter().map(|bytes| vec![0; bytes]).collect();
         let tensors = config.tensors();
@@ -271,16 +292,49 @@ mod tests {
         })
         .unwrap();
         assert!(seen.is_sorted() && seen.first() == Some(&0) && seen.last() == Some(&published));
-        (regions, count)
+        Loaded { matrices, regions, strips: count }
     }
 
     #[test]
     fn where_strips_are_cut_and_who_reads_them_changes_no_byte() {
         for family in ["llama", "mixtral", "gpt_oss"] {
-            let (whole, few) = panels(family, STRIP_BYTES, 1);
-            let (cut, many) = panels(family, 4096, 3);
-            assert!(many > few, "{family}: {many} strips, {few} of them large");
-            assert!(whole == cut, "{family}");
+            let whole = load(&Homes::one(), family, STRIP_BYTES, 1);
+            let cut = load(&Homes::one(), family, 4096, 3);
+            assert!(cut.strips > whole.strips, "{family}: {} strips, {} of them large", cut.strips, whole.strips);
+            assert!(whole.regions == cut.regions, "{family}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, cases: 12, ..ProptestConfig::default() })]
+
+        #[test]
+        fn on_any_nodes_every_panel_has_one_place_and_its_bytes(
+            workers in vec(1_usize..5, 1..6),
+            family in prop_oneof![Just("llama"), Just("qwen3_moe"), Just("gpt_oss")],
+            most in prop_oneof![Just(4096), Just(STRIP_BYTES)],
+        ) {
+            let one = load(&Homes::one(), family, STRIP_BYTES, 1);
+            let all = load(&Homes::with_workers(&workers), family, most, 2);
+            prop_assert_eq!(all.regions.len(), workers.len());
+            let mut taken: Vec<Vec<_>> = vec![Vec::new(); workers.len()];
+            for (want, got) in one.matrices.iter().zip(&all.matrices) {
+                let mut rows = 0;
+                for slice in &got.slices {
+                    prop_assert_eq!((slice.rows.start, slice.rows.start % PANEL), (rows, 0));
+                    prop_assert!(slice.rows.len() > 0);
+                    rows = slice.rows.end;
+                    taken[slice.home].push(slice.bytes.clone());
+                }
+                prop_assert_eq!(rows, got.rows);
+                prop_assert!(got.slices.is_sorted_by_key(|slice| slice.home));
+                prop_assert!(one.panels(want) == all.panels(got), "{}: other bytes", family);
+            }
+            for (region, mut taken) in all.regions.iter().zip(taken) {
+                taken.sort_by_key(|bytes| bytes.start);
+                prop_assert!(taken.windows(2).all(|pair| pair[0].end <= pair[1].start));
+                prop_assert_eq!(taken.last().map_or(0, |bytes| bytes.end), region.len());
+            }
         }
     }
 }

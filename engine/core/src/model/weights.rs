@@ -131,9 +131,7 @@ impl Model {
     /// The weights as they lie in memory, for measuring how fast this machine reads them; on several nodes, those of one.
     pub fn weight_bytes(&self) -> &[u8] {
         match self.options.load {
-            Load::Resident => {
-                self.panels.iter().map(Region::as_slice).max_by_key(|bytes| bytes.len()).unwrap_or(&[])
-            }
+            Load::Resident => self.panels.iter().map(Region::as_slice).max_by_key(|bytes| bytes.len()).unwrap_or(&[]),
             Load::Mapped => {
                 self.checkpoint.shards().map(|(_, bytes)| bytes).max_by_key(|bytes| bytes.len()).unwrap_or(&[])
             }

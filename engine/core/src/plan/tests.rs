@@ -145,6 +145,17 @@ fn a_loaded_model_takes_the_bytes_of_its_plan() {
 }
 
 #[test]
+fn regions_of_several_nodes_are_counted_with_their_padding() {
+    let config = config(&qwen3_moe(2048, 48, 32, 128, 768));
+    let plan = |load, nodes| Plan::new(&config, |_| Dtype::Bf16, &PlanRequest { nodes, ..request(4096, load) });
+    let (one, two) = (plan(Load::Resident, 1), plan(Load::Resident, 2));
+    assert_eq!(two.weight_bytes - one.weight_bytes, 2 * (2 << 20));
+    assert_eq!(two.kv_bytes - one.kv_bytes, 2 * (2 << 20));
+    assert_eq!(two.total_bytes - one.total_bytes, 4 * (2 << 20));
+    assert_eq!(plan(Load::Mapped, 1).weight_bytes, plan(Load::Mapped, 2).weight_bytes);
+}
+
+#[test]
 fn a_workspace_allocates_the_bytes_of_its_plan() {
     for family in FAMILIES {
         for load in [Load::Resident, Load::Mapped] {
@@ -206,6 +217,7 @@ fn the_largest_run_that_can_be_asked_for_is_counted_and_refused() {
         threads: 4096,
         kv_dtype,
         load,
+        nodes: 1,
     };
     let refusal = Plan::fit(&config(&json), |_| Dtype::F32, &most, 1 << 50).unwrap_err();
     assert_eq!(refusal.plan.total_bytes, u64::MAX);

@@ -322,7 +322,7 @@ mod tests {
                 let mut rows = 0;
                 for slice in &got.slices {
                     prop_assert_eq!((slice.rows.start, slice.rows.start % PANEL), (rows, 0));
-                    prop_assert!(slice.rows.len() > 0);
+                    prop_assert!(!slice.rows.is_empty());
                     rows = slice.rows.end;
                     taken[slice.home].push(slice.bytes.clone());
                 }

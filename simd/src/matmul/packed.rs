@@ -31,7 +31,7 @@ use bytemuck::{cast_slice, cast_slice_mut};
 use super::PANEL;
 use crate::Isa;
 use crate::arch::Compute;
-use crate::arch::step::Gather;
+use crate::arch::step::{Gather, PREFETCH_BYTES};
 
 /// Columns that share a line of bases.
 const SPAN_COLS: usize = 256;
@@ -359,9 +359,6 @@ pub(super) struct PackedTile<'a, T: Gather, const P: usize, const S: usize> {
     pub(super) w: [PackedPanel<'a>; P],
     pub(super) x: [&'a [T::X]; S],
 }
-
-/// How far ahead of itself a kernel asks for a panel's lines.
-const PREFETCH_BYTES: usize = 2048;
 
 impl<T: Gather, const P: usize, const S: usize> Compute for PackedTile<'_, T, P, S> {
     type Output = [[[f32; 16]; P]; S];

@@ -31,6 +31,8 @@ use bytemuck::{cast_slice, cast_slice_mut};
 use super::PANEL;
 use crate::Isa;
 use crate::arch::Compute;
+#[cfg(target_arch = "x86_64")]
+use crate::arch::step::Step as _;
 use crate::arch::step::{Gather, PREFETCH_BYTES};
 
 /// Columns that share a line of bases.
@@ -269,8 +271,6 @@ impl PackedPanel<'_> {
         }
     }
 }
-
-use crate::arch::step::Step as _;
 
 struct Expand<'a, T> {
     gather: T,

@@ -19,6 +19,10 @@ pub(super) const QUERY_TILE: usize = 16;
 /// Sums that a worker holds at a time: rows times panels. 128 KiB stay in a core's own cache.
 const SUMS: usize = 2048;
 
+/// Panels of a task, at most: about a MiB of weights, so that whoever is last keeps the others waiting for no longer than
+/// that takes to read.
+const TASK_PANELS: usize = 16;
+
 /// Runs of one row and head whose parts are held at a time.
 const PARTS_OF_UNIT: usize = 4;
 
@@ -316,7 +320,7 @@ impl Crew {
         let panels: usize = widths.clone().into_iter().map(|width| width.div_ceil(PANEL)).sum();
         let fits = (SUMS / rows.max(1)).max(1);
         let fair = panels.div_ceil(self.pool.threads() * 4).max(1);
-        let step = fits.min(fair) * PANEL;
+        let step = fits.min(fair).min(TASK_PANELS) * PANEL;
         self.cuts.clear();
         self.cuts.push(0);
         let mut end = 0;

@@ -6,9 +6,9 @@
 mod poison;
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::num::NonZeroUsize;
 
+use engine_core::checkpoint::CheckpointError;
 use engine_core::kv_cache::blocks_for;
 use engine_core::sampler::{Sampler, SamplingParams};
 use engine_core::session::{
@@ -115,7 +115,7 @@ fn run_submitting(engine: &mut Engine, requests: &[Request]) -> Streams {
         } else if engine.is_idle() {
             break;
         }
-        engine.step(&mut events);
+        engine.step(&mut events).unwrap();
         assert!(!events.is_empty() || engine.is_idle(), "a step brings something");
         for event in events.drain(..) {
             let (Event::Prefill { id, .. }
@@ -237,12 +237,13 @@ fn tokens_are_drawn_from_the_logits_that_evaluating_the_whole_text_gives() {
             let mut sampler = Sampler::new(request.sampling, speaker.tokenizer.vocab_size()).unwrap();
             let mut drawn = Vec::new();
             let mut evaluator = Evaluator::new(&model, pool(1), Dtype::F16, CTX_SIZE, 16).unwrap();
-            let Ok(()) = evaluator.feed(&tokens[..tokens.len() - 1], &mut (), |position, logits| {
+            let fed = evaluator.feed(&tokens[..tokens.len() - 1], &mut (), |position, logits| {
                 if position + 1 >= request.tokens.len() {
                     drawn.push(sampler.sample(logits, position as u64 + 1).unwrap().token);
                 }
-                Ok::<_, Infallible>(())
+                Ok::<_, CheckpointError>(())
             });
+            fed.unwrap();
             assert_eq!(stream.tokens, drawn, "{family}");
         }
     }
@@ -268,7 +269,7 @@ fn a_step_brings_a_token_for_as_many_sequences_as_the_width_allows() {
         }
         for _ in 0..5 {
             let mut events = Vec::new();
-            engine.step(&mut events);
+            engine.step(&mut events).unwrap();
             let tokens = events.iter().filter(|event| matches!(event, Event::Token { .. })).count();
             assert_eq!((tokens, engine.waiting()), (width, 9 - width));
         }
@@ -452,7 +453,7 @@ fn after_cancelling_all_blocks_are_free_and_new_requests_get_what_they_would_hav
     for steps in [0, 1, 4, 9] {
         let cancelled: Vec<SequenceId> = requests.iter().map(|r| engine.submit(r.clone()).unwrap()).collect();
         for _ in 0..steps {
-            engine.step(&mut Vec::new());
+            engine.step(&mut Vec::new()).unwrap();
         }
         assert!(engine.waiting() > 0);
         assert_eq!(engine.free_blocks() < all, steps > 0);
@@ -460,7 +461,7 @@ fn after_cancelling_all_blocks_are_free_and_new_requests_get_what_they_would_hav
         assert!(engine.is_idle());
         assert_eq!((engine.free_blocks(), engine.waiting()), (all, 0));
         let mut events = Vec::new();
-        engine.step(&mut events);
+        engine.step(&mut events).unwrap();
         assert!(events.is_empty());
 
         let streams = run(&mut engine, &requests);

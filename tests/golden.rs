@@ -1,7 +1,6 @@
 //! The forward pass against transformers in float32, family by family, layer by layer.
 
-use std::convert::Infallible;
-
+use engine_core::checkpoint::CheckpointError;
 use engine_core::model::Observer;
 use engine_core::session::Evaluator;
 use simd::{Dtype, Isa};
@@ -47,10 +46,11 @@ fn every_family_agrees_with_transformers_in_float32() {
             let mut seen = Seen::default();
             let mut got = Vec::new();
             let mut evaluator = Evaluator::new(&model, pool(1), Dtype::F32, tokens.len(), tokens.len()).unwrap();
-            let Ok(()) = evaluator.feed(&tokens, &mut seen, |_, logits| {
+            let fed = evaluator.feed(&tokens, &mut seen, |_, logits| {
                 got.extend_from_slice(logits);
-                Ok::<_, Infallible>(())
+                Ok::<_, CheckpointError>(())
             });
+            fed.unwrap();
 
             let error = relative_error(&got, &want);
             let of_layers = seen.residual.iter().zip(hidden.chunks_exact(seen.residual[0].len()));
@@ -84,10 +84,11 @@ fn greedy_continuations_are_those_of_transformers_with_every_type_of_cache() {
             let mut next = prompt.clone();
             while got.len() < want.len() {
                 let mut last = 0;
-                let Ok(()) = evaluator.feed(&next, &mut (), |_, logits| {
+                let fed = evaluator.feed(&next, &mut (), |_, logits| {
                     last = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
-                    Ok::<_, Infallible>(())
+                    Ok::<_, CheckpointError>(())
                 });
+                fed.unwrap();
                 got.push(last as u32);
                 next = vec![last as u32];
             }

@@ -3,11 +3,10 @@
 //! Every expert of a layer is a copy of its MLP and the chosen experts' weights add up to 1, so whatever the router
 //! chooses, the text must be the dense model's: routing, grouping by expert and weighting are all in the way of it.
 
-use std::convert::Infallible;
 use std::fs;
 use std::path::Path;
 
-use engine_core::checkpoint::Checkpoint;
+use engine_core::checkpoint::{Checkpoint, CheckpointError};
 use engine_core::model::Observer;
 use engine_core::session::Evaluator;
 use safetensors::tensor::TensorView;
@@ -92,6 +91,7 @@ pub(crate) fn chosen_experts(folder: &Path, tokens: &[u32]) -> [usize; NUM_EXPER
     let model = load(folder, options(Isa::detect()));
     let mut chosen = Chosen([0; NUM_EXPERTS]);
     let mut evaluator = Evaluator::new(&model, pool(2), simd::Dtype::F16, tokens.len(), tokens.len()).unwrap();
-    let Ok(()) = evaluator.feed(tokens, &mut chosen, |_, _| Ok::<_, Infallible>(()));
+    let fed = evaluator.feed(tokens, &mut chosen, |_, _| Ok::<_, CheckpointError>(()));
+    fed.unwrap();
     chosen.0
 }

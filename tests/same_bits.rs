@@ -1,8 +1,7 @@
 //! Same bytes: a row's logits do not depend on threads, on how its prompt was cut, on the company in its batch, nor on
 //! where the weights lie.
 
-use std::convert::Infallible;
-
+use engine_core::checkpoint::CheckpointError;
 use engine_core::kv_cache::{KvCache, KvShape, blocks_for};
 use engine_core::model::{Batch, Load, Model, ModelOptions, Row, Workspace};
 use engine_core::session::Evaluator;
@@ -18,10 +17,11 @@ fn bits(logits: &[f32]) -> Vec<u32> {
 fn evaluate(model: &Model, tokens: &[u32], threads: usize, chunk: usize, kv: Dtype) -> Vec<u32> {
     let mut got = Vec::new();
     let mut evaluator = Evaluator::new(model, pool(threads), kv, tokens.len(), chunk).unwrap();
-    let Ok(()) = evaluator.feed(tokens, &mut (), |_, logits| {
+    let fed = evaluator.feed(tokens, &mut (), |_, logits| {
         got.extend(bits(logits));
-        Ok::<_, Infallible>(())
+        Ok::<_, CheckpointError>(())
     });
+    fed.unwrap();
     got
 }
 

@@ -82,7 +82,7 @@ fn complete(engine: &mut Engine, prompts: &[Vec<u32>]) -> Vec<Completion> {
     let mut finished = Vec::new();
     let mut events = Vec::new();
     while !engine.is_idle() {
-        engine.step(&mut events);
+        engine.step(&mut events).unwrap();
         for event in events.drain(..) {
             match event {
                 Event::Finished { id, completion } => finished.push((id, completion)),

@@ -2,10 +2,11 @@
 
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use engine_core::checkpoint::Checkpoint;
 use engine_core::config::ModelConfig;
-use engine_core::model::{LoadError, Model, ModelOptions};
+use engine_core::model::{LoadError, LoadProgress, Model, ModelOptions};
 use engine_core::plan::{Plan, PlanRequest};
 use engine_core::session::{Engine, EngineError, EngineOptions};
 use engine_core::text::{GenerationDefaults, TextError, Tokenizer};
@@ -164,8 +165,15 @@ impl Opened {
             request.ctx_size,
             engine_core::plan::bytes(plan.total_bytes),
         );
+        let start = Instant::now();
         let mut progress = Progress::new("loading", Unit::Bytes, plan.checkpoint_bytes);
-        Model::from_checkpoint(checkpoint, options, &mut |at| progress.set(at.done_bytes as u64))
+        let mut last = LoadProgress::default();
+        let model = Model::from_checkpoint(checkpoint, options, &mut |at| {
+            progress.set(at.done_bytes as u64);
+            last = at;
+        })?;
+        progress.line(&loaded(&last, start.elapsed()));
+        Ok(model)
     }
 
     /// Loads the weights and starts an engine around them.
@@ -180,6 +188,15 @@ impl Opened {
         };
         Ok(Engine::new(self.load()?, &text.tokenizer, text.eos.clone(), options)?)
     }
+}
+
+/// What loading took, and which way the bytes came.
+fn loaded(at: &LoadProgress, time: Duration) -> String {
+    let bytes = |n: usize| engine_core::plan::bytes(n as u64);
+    let (seconds, cached) = (time.as_secs_f64(), at.done_bytes - at.disk_bytes);
+    let rate = at.done_bytes as f64 / seconds / 1e9;
+    let (disk, cached) = (bytes(at.disk_bytes), bytes(cached));
+    format!("loaded in {seconds:.1} s, {rate:.2} GB/s: {disk} from the disk, {cached} from the page cache")
 }
 
 /// Why there is no engine though the folder is open.

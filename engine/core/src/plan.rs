@@ -2,11 +2,11 @@
 
 use serde::Serialize;
 use simd::Dtype;
-use simd::matmul::Matrix;
+use simd::matmul::{Matrix, PANEL};
 
 use crate::config::ModelConfig;
 use crate::kv_cache::{KvShape, blocks_for};
-use crate::model::{Load, WorkspaceShape};
+use crate::model::{Load, WorkspaceShape, largest_strip, load_buffer_bytes};
 
 /// What is to be run.
 #[derive(Clone, Copy, Debug)]
@@ -42,9 +42,11 @@ pub struct Plan {
     pub kv_bytes_per_token: u64,
     /// Anonymous memory of a step's buffers.
     pub scratch_bytes: u64,
+    /// Buffers of the threads that load. They are given back before keys, values and scratch are taken.
+    pub load_bytes: u64,
     /// Page-cache pages without which the run would read from the disk: the embedding, or all of a mapped model.
     pub mapped_bytes: u64,
-    /// All of that together.
+    /// What it takes at its largest: weights and mapped pages, and keys, values and scratch, or the buffers that load.
     pub total_bytes: u64,
     /// Bytes of weights that one token reads.
     pub bytes_per_token: u64,
@@ -109,6 +111,7 @@ impl Plan {
             kv_bytes: 0,
             kv_bytes_per_token: 0,
             scratch_bytes: 0,
+            load_bytes: 0,
             mapped_bytes: 0,
             total_bytes: 0,
             bytes_per_token: 0,
@@ -118,18 +121,20 @@ impl Plan {
         let active_experts: u64 = config.sparse_layers().map(|(_, sparse)| sparse.num_experts_per_tok as u64).sum();
         let all_experts: u64 = config.sparse_layers().map(|(_, sparse)| sparse.num_experts as u64).sum();
         let mut expert_bytes = 0;
+        let mut strip = 0;
         for spec in config.tensors() {
             let dtype = dtype_of(&spec.name);
             let count = spec.shape.iter().map(|size| *size as u64).product::<u64>();
             let published = count * dtype.size() as u64;
             plan.parameters += count;
             plan.checkpoint_bytes += published;
-            let panels = |plan: &mut Self| {
+            let mut panels = |plan: &mut Self| {
                 if request.load == Load::Resident {
                     let shape = [spec.shape[0], spec.shape[1]];
                     let padded =
                         Matrix::panel_bytes(dtype, shape).expect("config.json's limits keep sizes far below 2^63");
                     plan.weight_bytes += (padded as u64).next_multiple_of(64);
+                    strip = strip.max(largest_strip(published as usize, PANEL * shape[1] * dtype.size()));
                 }
             };
             match spec.shape.len() {
@@ -154,8 +159,11 @@ impl Plan {
         if let Some(per_expert) = expert_bytes.checked_div(all_experts) {
             plan.bytes_per_token += per_expert * active_experts;
         }
-        if request.load == Load::Mapped {
-            plan.mapped_bytes = plan.checkpoint_bytes;
+        match request.load {
+            Load::Mapped => plan.mapped_bytes = plan.checkpoint_bytes,
+            Load::Resident => {
+                plan.load_bytes = load_buffer_bytes(request.threads, plan.checkpoint_bytes as usize, strip) as u64;
+            }
         }
         plan.size_for(config, request, request.ctx_size);
         plan
@@ -171,7 +179,8 @@ impl Plan {
         let rows = request.ubatch_size.min(ctx_size) + request.width;
         let logits = request.logits.min(rows);
         self.scratch_bytes = WorkspaceShape::new(config, request.load, rows, logits, request.threads).bytes() as u64;
-        let all = [self.weight_bytes, self.kv_bytes, self.scratch_bytes, self.mapped_bytes];
+        let running = self.kv_bytes.saturating_add(self.scratch_bytes);
+        let all = [self.weight_bytes, self.mapped_bytes, running.max(self.load_bytes)];
         self.total_bytes = all.into_iter().fold(0, u64::saturating_add);
     }
 

@@ -87,7 +87,7 @@ impl<'t> EngineGenerator<'t> {
             if engine.is_idle() {
                 return broken.map_or(Ok(()), Err);
             }
-            engine.step(&mut events);
+            engine.step(&mut events).map_err(failed)?;
             (self.watch)(engine);
             for event in events.drain(..) {
                 match event {

@@ -8,6 +8,7 @@ pub mod affinity;
 pub mod bandwidth;
 mod cgroup;
 pub mod cores;
+pub mod direct;
 mod id_list;
 mod kernel_files;
 pub mod memory;
@@ -17,6 +18,7 @@ pub mod region;
 pub mod topology;
 
 pub use bandwidth::read_bandwidth;
+pub use direct::{AlignedBuffer, DirectFile};
 pub use memory::{MemoryFacts, ProcessMemory};
 pub use partition::TileMut;
 pub use pool::{Pinning, Pool};

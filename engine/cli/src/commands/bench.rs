@@ -152,6 +152,7 @@ impl Bencher<'_> {
             bytes = self.run(test);
             samples.push(tokens as f64 / start.elapsed().as_secs_f64());
         }
+        self.model.check_intact()?;
         let (tokens_per_second, read_bandwidth, peak_flops) = (median(&samples), median(&bandwidths), median(&peaks));
         let bytes_per_token = bytes as f64 / tokens as f64;
         let flops_per_token = self.flops_per_token(test);

@@ -32,7 +32,7 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
 
     let mut events = Vec::new();
     loop {
-        engine.step(&mut events);
+        engine.step(&mut events)?;
         for event in events.drain(..) {
             match event {
                 Event::Prefill { done, .. } => {

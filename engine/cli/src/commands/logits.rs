@@ -70,9 +70,11 @@ pub(crate) fn run(arguments: &Logits) -> Result<(), Failure> {
         if !simd::elementwise::all_finite(model.options().isa, logits) {
             first_broken.get_or_insert(position);
         }
-        logits.iter().try_for_each(|logit| out.write_all(&logit.to_le_bytes()))
+        let written = logits.iter().try_for_each(|logit| out.write_all(&logit.to_le_bytes()));
+        written.map_err(|error| Failure::from(named(&arguments.output, error)))
     });
-    fed.and_then(|()| out.flush()).map_err(|error| named(&arguments.output, error))?;
+    fed?;
+    out.flush().map_err(|error| named(&arguments.output, error))?;
 
     if let Some(position) = first_broken {
         eprintln!(

@@ -18,6 +18,14 @@ pub enum CheckpointError {
     NoWeights { folder: PathBuf },
     #[error("cannot open {path}: {source}; a model folder holds config.json and every shard that its index names")]
     Open { path: PathBuf, source: std::io::Error },
+    #[error("{path} was replaced by another file while the model was opened; start again")]
+    Replaced { path: PathBuf },
+    #[error("cannot read all of {path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error(
+        "{shard} was cut short or cannot be read while it was mapped; restore the file and start again (nothing was kept of what was computed with it)"
+    )]
+    Broken { shard: PathBuf },
     #[error("{path} is damaged: {why}; fetch the file again")]
     Index { path: PathBuf, why: String },
     #[error("{path} is damaged: {why}; fetch the file again and compare its checksum")]

@@ -3,6 +3,7 @@
 //! Nothing is trusted: the shard's header passes the strict layer of `header`, and the tensors found must be exactly
 //! those that config.json asks for, in name and shape. What comes out can be read without further checks.
 
+mod direct;
 mod error;
 mod header;
 mod map;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use simd::Dtype;
 
+pub use direct::DirectShards;
 pub use error::CheckpointError;
 pub use map::MappedFile;
 
@@ -31,6 +33,15 @@ pub struct Checkpoint {
 struct Shard {
     path: PathBuf,
     map: MappedFile,
+}
+
+impl Shard {
+    fn check_intact(&self) -> Result<(), CheckpointError> {
+        match self.map.is_intact() {
+            true => Ok(()),
+            false => Err(CheckpointError::Broken { shard: self.path.clone() }),
+        }
+    }
 }
 
 /// A tensor of a checkpoint, in the map.
@@ -165,6 +176,38 @@ impl Checkpoint {
         &self.shards[location.shard].map.bytes()[location.range()]
     }
 
+    /// Whether the page cache holds all bytes at a place, as far as the kernel tells.
+    pub fn is_cached(&self, location: &Location) -> bool {
+        self.shards[location.shard].map.is_cached(location.range())
+    }
+
+    /// The bytes at a place, in the map, after they were read into the page cache.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Broken`] if they cannot be read.
+    pub fn populate(&self, location: &Location) -> Result<&[u8], CheckpointError> {
+        let Shard { path, map } = &self.shards[location.shard];
+        map.populate(location.range()).map_err(|_| CheckpointError::Broken { shard: path.clone() })?;
+        Ok(self.bytes(location))
+    }
+
+    /// Whether all that was read in the maps so far was the files'. What is computed with mapped weights may leave only
+    /// after this was asked.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Broken`] with the first shard that was cut short, or that the disk did not give.
+    pub fn check_intact(&self) -> Result<(), CheckpointError> {
+        self.shards.iter().try_for_each(Shard::check_intact)
+    }
+
+    /// As [`Checkpoint::check_intact`], of the shard that `location` is in.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::check_intact`].
+    pub fn check_intact_at(&self, location: &Location) -> Result<(), CheckpointError> {
+        self.shards[location.shard].check_intact()
+    }
+
     /// Takes the shards' pages out of this process, see [`MappedFile::release`]. That is thrift, not need: a system that
     /// does not do it is asked in vain.
     pub fn release(&self) {
@@ -220,7 +263,10 @@ impl Checkpoint {
         for name in SMALL_FILES {
             let path = self.folder.join(name);
             match MappedFile::open(&path) {
-                Ok(map) => add(name, map.bytes()),
+                Ok(map) => {
+                    add(name, map.bytes());
+                    Shard { path, map }.check_intact()?;
+                }
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(source) => return Err(CheckpointError::Open { path, source }),
             }
@@ -229,6 +275,7 @@ impl Checkpoint {
             let name = shard.path.file_name().unwrap_or_default().to_string_lossy();
             add(&name, shard.map.bytes());
         }
+        self.check_intact()?;
         Ok(hasher.finalize().to_hex().to_string())
     }
 

@@ -63,10 +63,12 @@ pub struct ModelOptions {
 }
 
 /// How far loading is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct LoadProgress {
     /// Bytes of weights read and checked.
     pub done_bytes: usize,
+    /// Those of them that came from the disk; the others were in the page cache.
+    pub disk_bytes: usize,
     /// Bytes of weights in the checkpoint.
     pub total_bytes: usize,
 }

@@ -16,5 +16,6 @@ mod workspace;
 
 pub use forward::{Batch, Observer, Row};
 pub use load::{Load, LoadError, LoadProgress, ModelOptions};
+pub(crate) use strips::{buffer_bytes as load_buffer_bytes, largest_strip};
 pub use weights::Model;
 pub use workspace::{Workspace, WorkspaceShape};

@@ -9,18 +9,28 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, mpsc};
 use std::thread;
 
+use numa::direct::BLOCK;
 use simd::Isa;
 use simd::matmul::{Matrix, PANEL};
 
 use super::load::{Load, LoadError, LoadProgress, ModelOptions};
 use super::place::Placed;
-use super::reader::Reader;
-use crate::checkpoint::{Checkpoint, CheckpointError, Location};
+use super::reader::{Read, Reader};
+use crate::checkpoint::{Checkpoint, CheckpointError, DirectShards, Location};
 use crate::config::TensorSpec;
 
 /// Bytes that are read together where a panel is not larger: enough for a disk to be at its best, few enough that a
 /// core's cache still holds some of them when they are laid out.
 pub(super) const STRIP_BYTES: usize = 8 << 20;
+
+/// Is looked up by rows, in the map, also where it has panels as the output matrix of a tied model.
+const EMBEDDING: &str = "model.embed_tokens.weight";
+
+/// Reads under way at a time, at least: disks are at their best with several, and while one waits others compute.
+const READERS_MIN: usize = 4;
+
+/// And at most: with more, buffers grow and no disk gets faster.
+const READERS_MAX: usize = 32;
 
 /// Pages of the map are given back each time that so many bytes were read.
 const RELEASE_BYTES: usize = 256 << 20;
@@ -31,12 +41,30 @@ pub(super) struct Strip<'a> {
     location: Location,
     /// The matrices whose rows are here: none for a tensor without a place, several where they are published together.
     lays: Vec<Lay<'a>>,
+    /// The run reads these bytes in the map: all of a mapped model, and what has no place or is looked up by rows.
+    stays_mapped: bool,
 }
 
 /// Some panels of one matrix, to be filled.
 struct Lay<'a> {
     placed: &'a Placed,
     panels: &'a mut [u8],
+}
+
+/// Threads that read `total` bytes for a run of `threads` workers: one has enough to do with a strip.
+fn readers(threads: usize, total: usize) -> usize {
+    threads.clamp(READERS_MIN, READERS_MAX).min(total.div_ceil(STRIP_BYTES)).max(1)
+}
+
+/// Bytes of the largest strip of a matrix of `matrix` bytes, of which `panel` make a panel.
+pub(crate) fn largest_strip(matrix: usize, panel: usize) -> usize {
+    matrix.min(STRIP_BYTES.max(panel))
+}
+
+/// Bytes that the buffers of all readers take, for a resident model of `total` bytes and strips of up to `strip`.
+pub(crate) fn buffer_bytes(threads: usize, total: usize, strip: usize) -> usize {
+    // A buffer has room for the blocks around a strip.
+    readers(threads, total).saturating_mul(strip.saturating_add(2 * BLOCK))
 }
 
 /// Cuts all tensors into strips, in the order of the files. `placed` ascends in `region`; a strip is one panel or more,
@@ -79,20 +107,22 @@ pub(super) fn cut<'a>(
             let lay =
                 |(placed, chunks): &mut (&'a Placed, ChunksMut<'a, u8>)| Some(Lay { placed, panels: chunks.next()? });
             let lays = fills.iter_mut().filter_map(lay).collect();
-            strips.push(Strip { tensor, location: location.part(start..end), lays });
+            let stays_mapped = fills.is_empty() || tensor == EMBEDDING;
+            strips.push(Strip { tensor, location: location.part(start..end), lays, stays_mapped });
         }
     }
     strips
 }
 
 impl Strip<'_> {
-    fn run(self, checkpoint: &Checkpoint, reader: &mut Reader, isa: Isa) -> Result<(), CheckpointError> {
-        let bytes = reader.bytes(&self.location);
+    /// Reads, checks and lays; returns whether the bytes came from the disk.
+    fn run(self, checkpoint: &Checkpoint, reader: &mut Reader, isa: Isa) -> Result<bool, CheckpointError> {
+        let Read { bytes, from_disk } = reader.read(&self.location, self.stays_mapped)?;
         checkpoint.check_finite_part(self.tensor, &self.location, bytes)?;
         for Lay { placed, panels } in self.lays {
             placed.source.lay(isa, placed.dtype, placed.cols, bytes, panels);
         }
-        Ok(())
+        Ok(from_disk)
     }
 }
 
@@ -103,16 +133,27 @@ pub(super) fn read(
     options: &ModelOptions,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<(), LoadError> {
-    let ModelOptions { isa, load, threads, .. } = *options;
+    let ModelOptions { isa, load, .. } = *options;
     let total_bytes = strips.iter().map(|strip| strip.location.size()).sum();
-    let mut done_bytes = 0;
-    progress(LoadProgress { done_bytes, total_bytes });
+    let readers = readers(options.threads, total_bytes);
+    let direct = match load {
+        Load::Mapped => None,
+        Load::Resident => Some(DirectShards::open(checkpoint)?),
+    };
+    let most = strips.iter().filter(|strip| !strip.stays_mapped).map(|strip| strip.location.size()).max().unwrap_or(0);
+    let reader = || match &direct {
+        None => Ok(Reader::mapped(checkpoint)),
+        Some(shards) => Reader::direct(checkpoint, shards, most)
+            .map_err(|source| LoadError::Memory { bytes: readers * most, source }),
+    };
+    let mut at = LoadProgress { total_bytes, ..LoadProgress::default() };
+    progress(at);
+
     let next = Mutex::new(strips.into_iter().enumerate());
     let take = || next.lock().expect("no thread panics while it holds this").next();
     let stop = AtomicBool::new(false);
-    let (tell, told) = mpsc::channel::<Result<usize, (usize, CheckpointError)>>();
-    let work = |tell: mpsc::Sender<_>| {
-        let mut reader = Reader::new(checkpoint);
+    let (tell, told) = mpsc::channel::<Result<(usize, bool), (usize, CheckpointError)>>();
+    let work = |mut reader: Reader, tell: mpsc::Sender<_>| {
         while !stop.load(Ordering::Relaxed)
             && let Some((index, strip)) = take()
         {
@@ -121,40 +162,45 @@ pub(super) fn read(
             if result.is_err() {
                 stop.store(true, Ordering::Relaxed);
             }
-            let _ = tell.send(result.map(|()| bytes).map_err(|error| (index, error)));
+            let _ = tell.send(result.map(|from_disk| (bytes, from_disk)).map_err(|error| (index, error)));
         }
     };
     thread::scope(|scope| {
-        for _ in 0..threads {
-            let (work, tell) = (&work, tell.clone());
-            thread::Builder::new().name("load".into()).spawn_scoped(scope, move || work(tell)).map_err(|error| {
-                stop.store(true, Ordering::Relaxed);
-                LoadError::Threads { threads, why: error.to_string() }
-            })?;
+        for _ in 0..readers {
+            let start = reader().and_then(|reader| {
+                let (work, tell) = (&work, tell.clone());
+                let thread = thread::Builder::new().name("load".into()).spawn_scoped(scope, move || work(reader, tell));
+                thread.map_err(|error| LoadError::Threads { threads: readers, why: error.to_string() })
+            });
+            start.inspect_err(|_| stop.store(true, Ordering::Relaxed))?;
         }
         drop(tell);
         let mut first: Option<(usize, CheckpointError)> = None;
+        let mut kept = 0;
         for result in told {
             match result {
-                Ok(bytes) => {
-                    if load == Load::Resident && done_bytes / RELEASE_BYTES != (done_bytes + bytes) / RELEASE_BYTES {
+                Ok((bytes, from_disk)) => {
+                    at.done_bytes += bytes;
+                    at.disk_bytes += if from_disk { bytes } else { 0 };
+                    progress(at);
+                    kept += bytes;
+                    if load == Load::Resident && kept >= RELEASE_BYTES {
                         checkpoint.release();
-                    }
-                    done_bytes += bytes;
-                    progress(LoadProgress { done_bytes, total_bytes });
-                }
-                Err(error) => {
-                    if first.as_ref().is_none_or(|(index, _)| error.0 < *index) {
-                        first = Some(error);
+                        kept = 0;
                     }
                 }
+                Err(error) if first.as_ref().is_none_or(|(index, _)| error.0 < *index) => first = Some(error),
+                Err(_) => {}
             }
         }
-        if load == Load::Resident {
-            checkpoint.release();
-        }
-        first.map_or(Ok(()), |(_, error)| Err(error.into()))
+        first.map_or(Ok(()), |(_, error)| Err(LoadError::from(error)))
     })
+    // Zeros in the place of a shard that was cut short meanwhile pass every other check.
+    .and_then(|()| Ok(checkpoint.check_intact()?))?;
+    if load == Load::Resident {
+        checkpoint.release();
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use simd::matmul::Matrix;
 use super::load::{Load, ModelOptions};
 use super::rope_table::RopeTable;
 use super::source::Source;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::{ModelConfig, Sparse};
 
 /// A model ready to compute.
@@ -85,6 +85,18 @@ impl Model {
     /// Bytes of anonymous memory that the weights take.
     pub fn resident_bytes(&self) -> usize {
         self.panels.as_slice().len()
+    }
+
+    /// Whether the mapped weights that steps read are still the published ones; nothing that a step computed may leave
+    /// before this was asked.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Broken`] with the shard that was cut short or cannot be read.
+    pub fn check_intact(&self) -> Result<(), CheckpointError> {
+        match self.options.load {
+            Load::Mapped => self.checkpoint.check_intact(),
+            Load::Resident => self.checkpoint.check_intact_at(&self.checkpoint.location("model.embed_tokens.weight")),
+        }
     }
 
     /// The weights as they lie in memory, for measuring how fast this machine reads them.

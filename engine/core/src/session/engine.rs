@@ -11,6 +11,7 @@ use simd::Dtype;
 use super::event::{Event, FinishReason, Refused, Request, SequenceId};
 use super::sequence::{After, Sequence};
 use super::timing::Totals;
+use crate::checkpoint::CheckpointError;
 use crate::kv_cache::{BlockId, KvCache, KvShape, blocks_for};
 use crate::model::{Batch, Model, Row, Workspace};
 use crate::sampler::Sampler;
@@ -182,16 +183,21 @@ impl<'t> Engine<'t> {
     }
 
     /// Computes one step and appends what it brought to `events`.
-    pub fn step(&mut self, events: &mut Vec<Event>) {
+    ///
+    /// # Errors
+    /// [`CheckpointError::Broken`] if weights were lost while they were mapped: nothing that this step computed is told,
+    /// and every later step ends in the same way.
+    pub fn step(&mut self, events: &mut Vec<Event>) -> Result<(), CheckpointError> {
         self.admit(events);
         if self.running.is_empty() {
-            return;
+            return Ok(());
         }
         self.choose_rows();
         let batch = Batch { rows: &self.rows, tables: &self.tables, logits: &self.wanted };
         let start = Instant::now();
         self.model.forward(&batch, &mut self.kv, &mut self.space, &mut ());
         let time = start.elapsed();
+        self.model.check_intact()?;
 
         let bytes = self.space.bytes_read();
         self.totals.time += time;
@@ -205,6 +211,7 @@ impl<'t> Engine<'t> {
             }
         }
         self.draw(events);
+        Ok(())
     }
 
     /// Lets waiting sequences run while there are blocks for all that they may need. First come, first served: a small

@@ -5,6 +5,7 @@ use std::io;
 use numa::Pool;
 use simd::Dtype;
 
+use crate::checkpoint::CheckpointError;
 use crate::kv_cache::{BlockId, KvCache, KvShape, blocks_for};
 use crate::model::{Batch, Model, Observer, Row, Workspace};
 
@@ -40,11 +41,12 @@ impl<'m> Evaluator<'m> {
     /// Computes `tokens` after those fed before; `each` gets every position and its logits `[vocab_size]`.
     ///
     /// # Errors
-    /// What `each` returns ends the feeding.
+    /// What `each` returns ends the feeding, and so does [`CheckpointError::Broken`]: logits that were computed with
+    /// weights that were lost while they were mapped are not given to `each`.
     ///
     /// # Panics
     /// If there are more tokens than room, or one is not in the vocabulary.
-    pub fn feed<E>(
+    pub fn feed<E: From<CheckpointError>>(
         &mut self,
         tokens: &[u32],
         observer: &mut dyn Observer,
@@ -59,6 +61,7 @@ impl<'m> Evaluator<'m> {
             let rows: Vec<Row> = chunk.iter().enumerate().map(row).collect();
             let batch = Batch { rows: &rows, tables: &self.tables, logits: &wanted[..rows.len()] };
             self.model.forward(&batch, &mut self.kv, &mut self.space, observer);
+            self.model.check_intact()?;
             for (index, logits) in self.space.logits().chunks_exact(vocab_size).take(rows.len()).enumerate() {
                 each(self.position + index, logits)?;
             }

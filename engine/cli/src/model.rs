@@ -4,14 +4,14 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use engine_core::checkpoint::Checkpoint;
+use engine_core::checkpoint::{Checkpoint, TensorForm};
 use engine_core::config::ModelConfig;
 use engine_core::model::{LoadError, LoadProgress, Model, ModelOptions};
 use engine_core::plan::{Plan, PlanRequest};
 use engine_core::session::{Engine, EngineError, EngineOptions};
 use engine_core::text::{GenerationDefaults, TextError, Tokenizer};
 use numa::{MemoryFacts, Topology};
-use simd::{Dtype, Isa};
+use simd::Isa;
 
 use crate::args::{Gpu, Run};
 use crate::failure::Failure;
@@ -98,9 +98,9 @@ pub(crate) fn threads(asked: Option<NonZeroUsize>) -> Result<NonZeroUsize, Failu
 }
 
 /// Counts the bytes of a run and refuses it where this machine has fewer.
-pub(crate) fn check_plan(
+pub(crate) fn check_plan<F: Into<TensorForm>>(
     config: &ModelConfig,
-    dtype_of: impl Fn(&str) -> Dtype,
+    form_of: impl Fn(&str) -> F,
     request: &PlanRequest,
     ram: Option<u64>,
 ) -> Result<Plan, Failure> {
@@ -111,7 +111,7 @@ pub(crate) fn check_plan(
             usable.saturating_sub(RESERVE_BYTES_MIN.max(usable / RESERVE_FRACTION))
         }
     };
-    Plan::fit(config, dtype_of, request, available).map_err(Failure::Refused)
+    Plan::fit(config, form_of, request, available).map_err(Failure::Refused)
 }
 
 /// Which rows of a step get logits.
@@ -138,7 +138,7 @@ impl Opened {
         if logits == LogitRows::All {
             request.logits = request.ubatch_size;
         }
-        let plan = check_plan(checkpoint.config(), |name| checkpoint.tensor(name).dtype, &request, None)?;
+        let plan = check_plan(checkpoint.config(), |name| checkpoint.form(name), &request, None)?;
         let options = ModelOptions {
             isa: run.isa.unwrap_or_else(Isa::detect),
             activations: run.activations,

@@ -2,8 +2,9 @@
 
 use serde::Serialize;
 use simd::Dtype;
-use simd::matmul::{Matrix, PANEL};
+use simd::matmul::PANEL;
 
+use crate::checkpoint::{Layout, TensorForm};
 use crate::config::ModelConfig;
 use crate::kv_cache::{KvShape, blocks_for};
 use crate::model::{Load, WorkspaceShape, largest_strip, load_buffer_bytes};
@@ -54,6 +55,9 @@ pub struct Plan {
     pub ctx_size: usize,
     /// Sequences side by side.
     pub width: usize,
+    /// Some matrices lie in packed panels, which many rows of a step read from scratch.
+    #[serde(skip)]
+    packed: bool,
 }
 
 /// A plan that does not fit.
@@ -90,6 +94,23 @@ impl DoesNotFit {
     }
 }
 
+const EMBEDDING: &str = "model.embed_tokens.weight";
+
+/// Bytes of a tensor in the shards.
+fn stored_bytes(form: &TensorForm, shape: &[usize]) -> u64 {
+    let bytes = match *shape {
+        [rows, cols] => form.bytes([rows, cols]),
+        [size] => size.checked_mul(form.dtype.size()),
+        _ => None,
+    };
+    bytes.expect("config.json's limits keep sizes far below 2^63") as u64
+}
+
+/// Bytes of the largest strip in which a matrix is read.
+fn strip_bytes(form: &TensorForm, shape: &[usize]) -> usize {
+    largest_strip(stored_bytes(form, shape) as usize, stored_bytes(form, &[PANEL, shape[1]]) as usize)
+}
+
 /// `n` bytes for people, in binary units.
 pub fn bytes(n: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -101,9 +122,9 @@ pub fn bytes(n: u64) -> String {
 }
 
 impl Plan {
-    /// Counts the bytes of a run. `dtype_of` gives the type of a tensor: from the shards where they are at hand, else
-    /// from config.json.
-    pub fn new(config: &ModelConfig, dtype_of: impl Fn(&str) -> Dtype, request: &PlanRequest) -> Self {
+    /// Counts the bytes of a run. `form_of` gives the type of a tensor, or its [`TensorForm`]: from the shards where they
+    /// are at hand ([`Checkpoint::form`](crate::checkpoint::Checkpoint::form)), else from config.json.
+    pub fn new<F: Into<TensorForm>>(config: &ModelConfig, form_of: impl Fn(&str) -> F, request: &PlanRequest) -> Self {
         let mut plan = Self {
             parameters: 0,
             checkpoint_bytes: 0,
@@ -112,6 +133,7 @@ impl Plan {
             kv_bytes_per_token: 0,
             scratch_bytes: 0,
             load_bytes: 0,
+            packed: false,
             mapped_bytes: 0,
             total_bytes: 0,
             bytes_per_token: 0,
@@ -122,38 +144,50 @@ impl Plan {
         let all_experts: u64 = config.sparse_layers().map(|(_, sparse)| sparse.num_experts as u64).sum();
         let mut expert_bytes = 0;
         let mut strip = 0;
+        let matrix = |plan: &mut Self, form: TensorForm, shape: &[usize]| {
+            let shape = [shape[0], shape[1]];
+            let bytes = |form: TensorForm| form.bytes(shape).expect("config.json's limits keep sizes far below 2^63");
+            plan.packed |= matches!(form.layout, Layout::Packed { .. });
+            if request.load == Load::Resident {
+                let panels = match form.layout {
+                    Layout::RowMajor => TensorForm { layout: Layout::Panels, ..form },
+                    Layout::Panels | Layout::Packed { .. } => form,
+                };
+                plan.weight_bytes += (bytes(panels) as u64).next_multiple_of(64);
+            }
+            // A token reads packed panels as they are, of others only the weights.
+            match form.layout {
+                Layout::Packed { .. } => bytes(form) as u64,
+                _ => bytes(form.dtype.into()) as u64,
+            }
+        };
         for spec in config.tensors() {
-            let dtype = dtype_of(&spec.name);
+            let form: TensorForm = form_of(&spec.name).into();
             let count = spec.shape.iter().map(|size| *size as u64).product::<u64>();
-            let published = count * dtype.size() as u64;
+            let stored = stored_bytes(&form, &spec.shape);
             plan.parameters += count;
-            plan.checkpoint_bytes += published;
-            let mut panels = |plan: &mut Self| {
-                if request.load == Load::Resident {
-                    let shape = [spec.shape[0], spec.shape[1]];
-                    let padded =
-                        Matrix::panel_bytes(dtype, shape).expect("config.json's limits keep sizes far below 2^63");
-                    plan.weight_bytes += (padded as u64).next_multiple_of(64);
-                    strip = strip.max(largest_strip(published as usize, PANEL * shape[1] * dtype.size()));
-                }
-            };
-            match spec.shape.len() {
-                1 => plan.weight_bytes += count * 4,
-                _ if spec.name == "model.embed_tokens.weight" => {
-                    plan.mapped_bytes += published;
-                    if config.tie_word_embeddings {
-                        panels(&mut plan);
-                        plan.bytes_per_token += published;
+            plan.checkpoint_bytes += stored;
+            let is_matrix = spec.shape.len() == 2;
+            if is_matrix && spec.name != EMBEDDING {
+                strip = strip.max(strip_bytes(&form, &spec.shape));
+            }
+            if !is_matrix {
+                plan.weight_bytes += count * 4;
+            } else if spec.name == EMBEDDING {
+                plan.mapped_bytes += stored;
+                if config.tie_word_embeddings {
+                    // A folder of panels holds the output matrix once more.
+                    let head: TensorForm = form_of("lm_head.weight").into();
+                    plan.bytes_per_token += matrix(&mut plan, head, &spec.shape);
+                    strip = strip.max(strip_bytes(&head, &spec.shape));
+                    if head.layout != Layout::RowMajor {
+                        plan.checkpoint_bytes += stored_bytes(&head, &spec.shape);
                     }
                 }
-                _ if spec.name.contains(".experts.") => {
-                    panels(&mut plan);
-                    expert_bytes += published;
-                }
-                _ => {
-                    panels(&mut plan);
-                    plan.bytes_per_token += published;
-                }
+            } else if spec.name.contains(".experts.") {
+                expert_bytes += matrix(&mut plan, form, &spec.shape);
+            } else {
+                plan.bytes_per_token += matrix(&mut plan, form, &spec.shape);
             }
         }
         if let Some(per_expert) = expert_bytes.checked_div(all_experts) {
@@ -178,7 +212,8 @@ impl Plan {
         self.kv_bytes_per_token = kv.position_bytes() as u64;
         let rows = request.ubatch_size.min(ctx_size) + request.width;
         let logits = request.logits.min(rows);
-        self.scratch_bytes = WorkspaceShape::new(config, request.load, rows, logits, request.threads).bytes() as u64;
+        self.scratch_bytes =
+            WorkspaceShape::new(config, request.load, self.packed, rows, logits, request.threads).bytes() as u64;
         let running = self.kv_bytes.saturating_add(self.scratch_bytes);
         let all = [self.weight_bytes, self.mapped_bytes, running.max(self.load_bytes)];
         self.total_bytes = all.into_iter().fold(0, u64::saturating_add);
@@ -188,13 +223,13 @@ impl Plan {
     ///
     /// # Errors
     /// [`DoesNotFit`] with the largest context that would.
-    pub fn fit(
+    pub fn fit<F: Into<TensorForm>>(
         config: &ModelConfig,
-        dtype_of: impl Fn(&str) -> Dtype,
+        form_of: impl Fn(&str) -> F,
         request: &PlanRequest,
         available_bytes: u64,
     ) -> Result<Self, Box<DoesNotFit>> {
-        let plan = Self::new(config, &dtype_of, request);
+        let plan = Self::new(config, form_of, request);
         if plan.total_bytes <= available_bytes {
             return Ok(plan);
         }

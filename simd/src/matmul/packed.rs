@@ -219,12 +219,7 @@ impl<'a> Index<'a> {
     }
 
     /// Packed panels of `cols` columns from `first` on.
-    fn panels<'p>(
-        &self,
-        first: usize,
-        cols: usize,
-        panels: &'p [u8],
-    ) -> impl Iterator<Item = (usize, PackedPanel<'p>)>
+    fn panels<'p>(&self, first: usize, cols: usize, panels: &'p [u8]) -> impl Iterator<Item = (usize, PackedPanel<'p>)>
     where
         'a: 'p,
     {

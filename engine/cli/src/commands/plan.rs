@@ -37,8 +37,8 @@ fn plan(arguments: &args::Plan) -> Result<Plan, Failure> {
     if arguments.model.is_dir() && has_weights(&arguments.model) {
         let checkpoint = Checkpoint::open(&arguments.model)?;
         let request = model::plan_request(&arguments.run, checkpoint.config(), width)?;
-        let dtype_of = |name: &str| checkpoint.tensor(name).dtype;
-        model::check_plan(checkpoint.config(), dtype_of, &request, arguments.ram)
+        let form_of = |name: &str| checkpoint.form(name);
+        model::check_plan(checkpoint.config(), form_of, &request, arguments.ram)
     } else {
         let file = match arguments.model.is_dir() {
             true => arguments.model.join("config.json"),

@@ -1,12 +1,14 @@
-//! A model folder as Hugging Face publishes it: config.json and shards of safetensors, mapped and checked.
+//! A model folder as Hugging Face publishes it, or as `nightmonk pack` writes it: config.json and shards of safetensors,
+//! mapped and checked.
 //!
 //! Nothing is trusted: the shard's header passes the strict layer of `header`, and the tensors found must be exactly
 //! those that config.json asks for, in name and shape. What comes out can be read without further checks.
 
 mod direct;
 mod error;
-mod header;
+pub(crate) mod header;
 mod map;
+pub(crate) mod panels;
 mod scan;
 
 use std::collections::{BTreeMap, HashMap};
@@ -18,8 +20,9 @@ use simd::Dtype;
 pub use direct::DirectShards;
 pub use error::CheckpointError;
 pub use map::MappedFile;
+pub use panels::{Layout, TensorForm};
 
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, TensorSpec};
 use header::TensorInfo;
 
 /// A folder's config and tensors.
@@ -28,6 +31,8 @@ pub struct Checkpoint {
     config: ModelConfig,
     shards: Vec<Shard>,
     tensors: HashMap<String, (usize, TensorInfo)>,
+    /// Digest of what the folder's panels were made from.
+    source: Option<String>,
 }
 
 struct Shard {
@@ -49,9 +54,11 @@ impl Shard {
 pub struct Tensor<'a> {
     /// Type of its values.
     pub dtype: Dtype,
-    /// Shape, row-major.
+    /// How they lie: only a matrix that steps multiply with lies otherwise than row after row.
+    pub layout: Layout,
+    /// Shape; a matrix is `[rows, cols]` however it lies.
     pub shape: &'a [usize],
-    /// Little-endian values, aligned to the type.
+    /// Little-endian values, aligned to the type, panels to a line.
     pub bytes: &'a [u8],
 }
 
@@ -95,8 +102,13 @@ const SMALL_FILES: [&str; 6] = [
     "chat_template.json",
 ];
 
-const INDEX_FILE: &str = "model.safetensors.index.json";
-const SINGLE_FILE: &str = "model.safetensors";
+/// Is looked up by rows, so it is never laid into panels.
+const EMBEDDING: &str = "model.embed_tokens.weight";
+/// The output matrix; in a folder of panels also that of a tied model.
+const LM_HEAD: &str = "lm_head.weight";
+
+pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
+pub(crate) const SINGLE_FILE: &str = "model.safetensors";
 const INDEX_BYTES_MAX: usize = 256 << 20;
 
 impl Checkpoint {
@@ -125,8 +137,15 @@ impl Checkpoint {
         placed: &BTreeMap<String, String>,
     ) -> Result<Self, CheckpointError> {
         let mut tensors: HashMap<String, (usize, TensorInfo)> = HashMap::new();
+        let mut sources: Vec<String> = Vec::new();
         for (index, Shard { path, map }) in shards.iter().enumerate() {
-            for (name, info) in header::read(path, map.bytes())? {
+            let header = header::read(path, map.bytes())?;
+            sources.push(header.source);
+            if sources[index] != sources[0] {
+                let (first, second) = (shards[0].path.clone(), path.clone());
+                return Err(CheckpointError::TwoSources { first, second });
+            }
+            for (name, info) in header.tensors {
                 if let Some((other, _)) = tensors.get(&name) {
                     let (first, second) = (shards[*other].path.clone(), path.clone());
                     return Err(CheckpointError::TwoShards { tensor: name, first, second });
@@ -134,7 +153,8 @@ impl Checkpoint {
                 tensors.insert(name, (index, info));
             }
         }
-        let checkpoint = Self { folder: folder.into(), config, shards, tensors };
+        let source = sources.pop().filter(|source| !source.is_empty());
+        let checkpoint = Self { folder: folder.into(), config, shards, tensors, source };
         checkpoint.check_index(placed)?;
         checkpoint.check_tensors()?;
         Ok(checkpoint)
@@ -162,7 +182,45 @@ impl Checkpoint {
     pub fn tensor(&self, name: &str) -> Tensor<'_> {
         let Some((shard, info)) = self.tensors.get(name) else { panic!("`{name}` is not a tensor of this model") };
         let bytes = &self.shards[*shard].map.bytes()[info.bytes.clone()];
-        Tensor { dtype: info.dtype, shape: &info.shape, bytes }
+        let TensorForm { dtype, layout } = info.form;
+        Tensor { dtype, layout, shape: &info.shape, bytes }
+    }
+
+    /// Digest of what the folder's panels were made from, if `nightmonk pack` wrote it.
+    pub fn packed_from(&self) -> Option<&str> {
+        self.source.as_deref()
+    }
+
+    /// Whether some matrices lie in packed panels.
+    pub fn has_packed(&self) -> bool {
+        self.tensors.values().any(|(_, info)| matches!(info.form.layout, Layout::Packed { .. }))
+    }
+
+    /// Every tensor that is read: those of [`ModelConfig::tensors`], and the output matrix that a folder of panels holds
+    /// beside the embedding of a tied model.
+    pub fn tensors(&self) -> Vec<TensorSpec> {
+        let mut specs = self.config.tensors();
+        if self.lm_head_name() != self.config.lm_head_name() {
+            specs.push(TensorSpec { name: LM_HEAD.into(), shape: self.tensor(LM_HEAD).shape.to_vec() });
+        }
+        specs
+    }
+
+    /// Name of the matrix that gives the logits.
+    pub fn lm_head_name(&self) -> &'static str {
+        match self.tensors.get(LM_HEAD) {
+            Some((_, info)) if info.form.layout != Layout::RowMajor => LM_HEAD,
+            _ => self.config.lm_head_name(),
+        }
+    }
+
+    /// Type and layout of a tensor. Under the name `lm_head.weight` every model has one.
+    ///
+    /// # Panics
+    /// As [`Checkpoint::tensor`].
+    pub fn form(&self, name: &str) -> TensorForm {
+        let Tensor { dtype, layout, .. } = self.tensor(if name == LM_HEAD { self.lm_head_name() } else { name });
+        TensorForm { dtype, layout }
     }
 
     /// Place of the tensor `name`; panics as [`Checkpoint::tensor`] does.
@@ -224,18 +282,35 @@ impl Checkpoint {
         self.check_finite_part(name, &self.location(name), self.tensor(name).bytes)
     }
 
-    /// As [`Checkpoint::check_finite`], for the part of the tensor at `part`, whose bytes were read already.
+    /// As [`Checkpoint::check_finite`], for the part of the tensor at `part`, whose bytes were read already. Of packed
+    /// panels a part is whole ones; what follows the last of them is read in the map.
     ///
     /// # Errors
-    /// As [`Checkpoint::check_finite`].
+    /// As [`Checkpoint::check_finite`], and [`CheckpointError::Panels`] where packed panels cannot be what they claim.
     pub fn check_finite_part(&self, name: &str, part: &Location, bytes: &[u8]) -> Result<(), CheckpointError> {
-        let tensor = self.tensor(name);
-        match scan::first_non_finite(tensor.dtype, bytes) {
+        let (location, tensor) = (self.location(name), self.tensor(name));
+        let shard = || self.shards[part.shard].path.clone();
+        let before = part.start - location.start;
+        if tensor.layout != Layout::RowMajor && part.end == location.end {
+            let fill = part.end..part.end.next_multiple_of(panels::ALIGNMENT);
+            if self.shards[part.shard].map.bytes()[fill].iter().any(|byte| *byte != 0) {
+                let why = "is filled up with other bytes than zeros".into();
+                return Err(CheckpointError::Tensor { path: shard(), tensor: name.into(), why });
+            }
+        }
+        let scanned = match (tensor.layout, tensor.shape) {
+            (Layout::Packed { .. }, [rows, cols]) => {
+                scan::packed_panels([*rows, *cols], tensor.bytes, before, bytes)
+                    .map_err(|source| CheckpointError::Panels { shard: shard(), tensor: name.into(), source })?
+            }
+            (Layout::Panels, [_, cols]) => scan::plain_panels(tensor.dtype, *cols, before, bytes),
+            _ => scan::first_non_finite(tensor.dtype, bytes)
+                .map(|(index, value)| (index + before / tensor.dtype.size(), value)),
+        };
+        match scanned {
             None => Ok(()),
             Some((index, value)) => {
-                let index = index + (part.start - self.location(name).start) / tensor.dtype.size();
-                let shard = self.shards[part.shard].path.clone();
-                Err(CheckpointError::NotFinite { shard, tensor: name.into(), index, value })
+                Err(CheckpointError::NotFinite { shard: shard(), tensor: name.into(), index, value })
             }
         }
     }
@@ -293,11 +368,13 @@ impl Checkpoint {
     }
 
     /// Tensors that some exporters write though they follow from the others: rope tables, and the output matrix of a
-    /// tied model where it repeats the embedding. (One that differs is refused: the model would be read wrongly.)
+    /// tied model where it repeats the embedding. (One that differs is refused: the model would be read wrongly. In panels
+    /// it is what `nightmonk pack` made of the embedding.)
     fn follows(&self, name: &str) -> bool {
-        if name == "lm_head.weight" && self.config.tie_word_embeddings {
-            let (embedding, head) = (self.tensor("model.embed_tokens.weight"), self.tensor(name));
-            return (embedding.dtype, embedding.shape, embedding.bytes) == (head.dtype, head.shape, head.bytes);
+        if name == LM_HEAD && self.config.tie_word_embeddings {
+            let (embedding, head) = (self.tensor(EMBEDDING), self.tensor(name));
+            let equal = head.layout != Layout::RowMajor || embedding.bytes == head.bytes;
+            return (embedding.dtype, embedding.shape) == (head.dtype, head.shape) && equal;
         }
         name.ends_with(".rotary_emb.inv_freq")
     }
@@ -314,6 +391,13 @@ impl Checkpoint {
                     tensor: spec.name.clone(),
                     want: spec.shape.clone(),
                     got: info.shape.clone(),
+                });
+            }
+            if info.form.layout != Layout::RowMajor && (spec.shape.len() != 2 || spec.name == EMBEDDING) {
+                return Err(CheckpointError::Tensor {
+                    path: self.shards[*shard].path.clone(),
+                    tensor: spec.name.clone(),
+                    why: "lies in panels, but is read by rows".into(),
                 });
             }
         }

@@ -4,12 +4,11 @@
 use std::ops::Range;
 
 use simd::Dtype;
-use simd::matmul::Matrix;
 
 use super::load::Load;
 use super::source::Source;
 use super::weights::{FeedForward, GatedMlp, HeadNorms, Layer, Linear};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Layout};
 use crate::config::{AttentionBias, Mlp, ModelConfig, QkNorm, expert_names, layer_names};
 
 /// Huge pages and vector loads want every matrix to begin at a cache line.
@@ -95,15 +94,19 @@ impl<'a> Place<'a> {
     pub(super) fn linear(&mut self, name: &str) -> Linear {
         let tensor = self.checkpoint.tensor(name);
         let shape = [tensor.shape[0], tensor.shape[1]];
-        self.matrix(name, Source::rows(self.checkpoint.location(name)), tensor.dtype, shape)
+        let location = self.checkpoint.location(name);
+        let source = match tensor.layout {
+            Layout::RowMajor => Source::rows(location),
+            Layout::Panels => Source::Panels(location),
+            Layout::Packed { .. } => Source::Packed(location),
+        };
+        self.matrix(name, source, tensor.dtype, shape)
     }
 
     fn matrix(&mut self, tensor: &str, source: Source, dtype: Dtype, [rows, cols]: [usize; 2]) -> Linear {
         let panels = (self.load == Load::Resident).then(|| {
-            let bytes =
-                Matrix::panel_bytes(dtype, [rows, cols]).expect("config.json's limits keep sizes far below 2^63");
             let start = self.next.next_multiple_of(MATRIX_ALIGNMENT);
-            self.next = start + bytes;
+            self.next = start + source.resident_bytes(dtype, [rows, cols]);
             let panels = start..self.next;
             let (tensor, source) = (tensor.into(), source.clone());
             self.placed.push(Placed { tensor, source, dtype, cols, panels: panels.clone() });

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use simd::matmul::{Matrix, PANEL};
+use simd::matmul::{Matrix, PANEL, packed};
 use simd::{Dtype, Isa};
 
 use crate::checkpoint::Location;
@@ -13,6 +13,10 @@ pub(super) enum Source {
     /// Rows `first_row`, `first_row + row_step`, … of the row-major matrix at `location`; `first_row` is below
     /// `row_step`, the others belong to matrices that are published row by row with this one.
     Rows { location: Location, first_row: usize, row_step: usize },
+    /// Panels, as `nightmonk pack --plain` writes them.
+    Panels(Location),
+    /// BF16 panels in 12 bits, as `nightmonk pack` writes them: all panels, then what belongs to them.
+    Packed(Location),
 }
 
 impl Source {
@@ -24,7 +28,7 @@ impl Source {
     /// Where all of its bytes lie, perhaps among those of other matrices.
     pub(super) fn location(&self) -> &Location {
         match self {
-            Self::Rows { location, .. } => location,
+            Self::Rows { location, .. } | Self::Panels(location) | Self::Packed(location) => location,
         }
     }
 
@@ -32,13 +36,36 @@ impl Source {
     pub(super) fn bytes_of_panel(&self, dtype: Dtype, cols: usize) -> usize {
         match self {
             Self::Rows { row_step, .. } => PANEL * row_step * cols * dtype.size(),
+            Self::Panels(_) | Self::Packed(_) => self.panel_bytes(dtype, cols),
+        }
+    }
+
+    /// Bytes of one panel in memory.
+    pub(super) fn panel_bytes(&self, dtype: Dtype, cols: usize) -> usize {
+        match self {
+            Self::Rows { .. } | Self::Panels(_) => Matrix::one_panel_bytes(dtype, cols),
+            Self::Packed(_) => packed::panel_bytes(cols),
+        }
+        .expect("checked when the checkpoint was opened")
+    }
+
+    /// Bytes of the matrix in memory of its own.
+    pub(super) fn resident_bytes(&self, dtype: Dtype, shape: [usize; 2]) -> usize {
+        match self {
+            Self::Rows { .. } => {
+                Matrix::panel_bytes(dtype, shape).expect("config.json's limits keep sizes far below 2^63")
+            }
+            Self::Panels(location) | Self::Packed(location) => location.size(),
         }
     }
 
     /// Lays the panels that `bytes` hold into `panels`. The first of these bytes is the first of a panel's, and where
-    /// they end within a panel, the matrix ends.
+    /// they end within a panel, the matrix ends. What was published as panels is copied as it is.
     pub(super) fn lay(&self, isa: Isa, dtype: Dtype, cols: usize, bytes: &[u8], panels: &mut [u8]) {
-        let panel_bytes = Matrix::panel_bytes(dtype, [PANEL, cols]).expect("as large as when it was placed");
+        if matches!(self, Self::Panels(_) | Self::Packed(_)) {
+            return panels.copy_from_slice(bytes);
+        }
+        let panel_bytes = self.panel_bytes(dtype, cols);
         let published = bytes.chunks(self.bytes_of_panel(dtype, cols));
         for (published, out) in published.zip(panels.chunks_exact_mut(panel_bytes)) {
             let rows = self.rows_of(published, cols * dtype.size());
@@ -52,7 +79,7 @@ impl Source {
     /// This matrix's rows among those of `published`, which may hold rows of others between them.
     fn rows_of<'a>(&self, published: &'a [u8], row_bytes: usize) -> Cow<'a, [u8]> {
         match *self {
-            Self::Rows { row_step: 1, .. } => Cow::Borrowed(published),
+            Self::Rows { row_step: 1, .. } | Self::Panels(_) | Self::Packed(_) => Cow::Borrowed(published),
             Self::Rows { first_row, row_step, .. } => {
                 published.chunks_exact(row_bytes).skip(first_row).step_by(row_step).flatten().copied().collect()
             }

@@ -11,7 +11,6 @@ use std::thread;
 
 use numa::direct::BLOCK;
 use simd::Isa;
-use simd::matmul::{Matrix, PANEL};
 
 use super::load::{Load, LoadError, LoadProgress, ModelOptions};
 use super::place::Placed;
@@ -95,7 +94,7 @@ pub(super) fn cut<'a>(
         (rest, at) = (tail, placed.panels.end);
         let unit = placed.source.bytes_of_panel(placed.dtype, placed.cols);
         let strip_bytes = (most / unit).max(1) * unit;
-        let panel_bytes = Matrix::panel_bytes(placed.dtype, [PANEL, placed.cols]).expect("as large as when placed");
+        let panel_bytes = placed.source.panel_bytes(placed.dtype, placed.cols);
         let chunks = panels.chunks_mut(strip_bytes / unit * panel_bytes);
         let here = Pieces { tensor: &placed.tensor, strip_bytes, fills: Vec::new() };
         pieces.entry(placed.source.location().clone()).or_insert(here).fills.push((placed, chunks));

@@ -91,13 +91,21 @@ pub struct WorkspaceShape {
     num_experts: usize,
     /// Experts that a row goes through; 0 in a model without experts.
     choices: usize,
-    /// Row-major matrices are laid into panels on the way.
+    /// Row-major matrices are laid into panels on the way, or packed panels expanded.
     packs: bool,
 }
 
 impl WorkspaceShape {
     /// For steps of up to `max_rows` rows, `max_logits` of them with logits, on `threads` workers.
-    pub fn new(config: &ModelConfig, load: Load, max_rows: usize, max_logits: usize, threads: usize) -> Self {
+    /// `packed`: some matrices lie in packed panels.
+    pub fn new(
+        config: &ModelConfig,
+        load: Load,
+        packed: bool,
+        max_rows: usize,
+        max_logits: usize,
+        threads: usize,
+    ) -> Self {
         let mut shape = Self {
             max_rows,
             max_logits,
@@ -113,7 +121,7 @@ impl WorkspaceShape {
             activated: 0,
             num_experts: 0,
             choices: 0,
-            packs: load == Load::Mapped,
+            packs: load == Load::Mapped || packed,
         };
         for layer in &config.layers {
             let (width, copies) = match &layer.mlp {
@@ -207,7 +215,8 @@ impl WorkspaceShape {
 impl Workspace {
     /// Allocates the buffers for steps of a model; the pool's threads are the workers.
     pub fn new(model: &Model, pool: Pool, max_rows: usize, max_logits: usize) -> Self {
-        let shape = WorkspaceShape::new(model.config(), model.options().load, max_rows, max_logits, pool.threads());
+        let (load, packed) = (model.options().load, model.checkpoint().has_packed());
+        let shape = WorkspaceShape::new(model.config(), load, packed, max_rows, max_logits, pool.threads());
         let (workers, buffers) = shape.allocate();
         Self { crew: Crew { pool, workers, cuts: Vec::new(), bytes_read: 0 }, buffers, max_rows }
     }

@@ -26,6 +26,8 @@ fn kind(error: &CheckpointError) -> &'static str {
         CheckpointError::Unexpected { .. } => "Unexpected",
         CheckpointError::NotFinite { .. } => "NotFinite",
         CheckpointError::Threads { .. } => "Threads",
+        CheckpointError::Panels { .. } => "Panels",
+        CheckpointError::TwoSources { .. } => "TwoSources",
     }
 }
 

@@ -11,8 +11,8 @@ use simd::Isa;
 use simd::matmul::Activations;
 
 /// Families with golden data.
-pub(crate) const FAMILIES: [&str; 8] =
-    ["llama", "llama3", "mistral", "qwen2", "qwen3", "qwen3_moe", "qwen3_moe_unnormed", "mixtral"];
+pub(crate) const FAMILIES: [&str; 9] =
+    ["llama", "llama3", "mistral", "qwen2", "qwen3", "qwen3_moe", "qwen3_moe_unnormed", "mixtral", "gpt_oss"];
 
 /// `tests/golden`.
 pub(crate) fn golden() -> PathBuf {

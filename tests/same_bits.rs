@@ -42,7 +42,7 @@ fn logits_are_bit_equal_for_any_threads_and_any_chunk() {
 
 #[test]
 fn logits_are_bit_equal_for_mapped_and_resident_weights() {
-    for family in ["llama", "qwen3_moe", "mixtral"] {
+    for family in ["llama", "qwen3_moe", "mixtral", "gpt_oss"] {
         let tokens = Reference::of(family).ids("token_ids");
         for isa in Isa::available() {
             for activations in [Activations::Bf16, Activations::Bf16x2] {

@@ -11,7 +11,7 @@ use std::hint::black_box;
 use benches::{Weights, isa, random};
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use ndarray::{Array2, linalg::general_mat_mul};
-use simd::matmul::{Activations, Matrix, PANEL, PanelScratch, Rows, multiply};
+use simd::matmul::{Activations, MXFP4_BLOCK, Matrix, PANEL, PanelScratch, Rows, multiply};
 use simd::{Dtype, Isa};
 
 /// Several times the last-level cache of one core's complex.
@@ -36,20 +36,35 @@ fn matmul(c: &mut Criterion) {
                 Dtype::Bf16 => format!("{dtype} by {activations}"),
                 _ => dtype.to_string(),
             };
-            product(c, isa, &format!("{isa}, {run}, panels"), &panels, *activations);
-            product(c, isa, &format!("{isa}, {run}, row-major"), &row_major, *activations);
+            product(c, isa, &format!("{isa}, {run}, panels"), &panels, WEIGHT_BYTES, *activations);
+            product(c, isa, &format!("{isa}, {run}, row-major"), &row_major, WEIGHT_BYTES, *activations);
         }
     }
 }
 
-fn product(c: &mut Criterion, isa: Isa, name: &str, w: &Matrix, activations: Activations) {
+/// Experts as GPT-OSS publishes them; any bits are weights.
+fn mxfp4(c: &mut Criterion) {
+    let (isa, cols) = (isa(), COLS);
+    let rows = WEIGHT_BYTES / (cols / MXFP4_BLOCK * (MXFP4_BLOCK / 2 + 1));
+    let blocks = Weights::random(Dtype::Bf16, rows * cols / 4);
+    let scales = vec![120; rows * cols / MXFP4_BLOCK];
+    let published = Matrix::mxfp4_row_major(blocks.bytes(), &scales, [rows, cols]).expect("whole blocks");
+    let panels = Weights::panels(&published);
+    let panels = Matrix::mxfp4_panels(panels.bytes(), [rows, cols]).expect("the shape is that of the bytes");
+    for activations in [Activations::Bf16x2, Activations::Bf16] {
+        product(c, isa, &format!("{isa}, mxfp4 by {activations}, panels"), &panels, WEIGHT_BYTES, activations);
+        product(c, isa, &format!("{isa}, mxfp4 by {activations}, published"), &published, WEIGHT_BYTES, activations);
+    }
+}
+
+fn product(c: &mut Criterion, isa: Isa, name: &str, w: &Matrix, bytes: usize, activations: Activations) {
     for count in ROWS {
         let mut x = Rows::with_capacity(count, w.cols());
         x.prepare(isa, w.dtype(), activations, &random(count * w.cols(), 1), w.cols());
         let select: Vec<u32> = (0..count as u32).collect();
         let mut scratch = PanelScratch::with_capacity(w.dtype(), w.cols()).expect("a tile fits in memory");
         let mut sums = vec![[0.0; PANEL]; w.panel_count() * count];
-        measure(c, name, count, [w.rows(), w.cols()], w.dtype().size(), || {
+        measure(c, name, count, [w.rows(), w.cols()], bytes, || {
             multiply(isa, w, 0..w.panel_count(), &x, &select, &mut scratch, &mut sums);
             black_box(&mut sums);
         });
@@ -64,18 +79,18 @@ fn yardstick_product(c: &mut Criterion) {
         let x =
             Array2::from_shape_vec([count, cols], random(count * cols, 1)).expect("the shape is that of the numbers");
         let mut y = Array2::zeros([rows, count]);
-        measure(c, "ndarray, f32", count, shape, size_of::<f32>(), || {
+        measure(c, "ndarray, f32", count, shape, WEIGHT_BYTES, || {
             general_mat_mul(1.0, &w, &x.t(), 0.0, &mut y);
             black_box(&mut y);
         });
     }
 }
 
-/// One product of `[rows, cols]` weights with `count` rows of activations.
-fn measure(c: &mut Criterion, name: &str, count: usize, [rows, cols]: [usize; 2], size: usize, run: impl FnMut()) {
+/// One product of `[rows, cols]` weights, which have `bytes`, with `count` rows of activations.
+fn measure(c: &mut Criterion, name: &str, count: usize, [rows, cols]: [usize; 2], bytes: usize, run: impl FnMut()) {
     let mut group = c.benchmark_group(format!("matmul, rows of activations: {count}"));
     group.sample_size(10).sampling_mode(SamplingMode::Flat).throughput(match count {
-        1 => Throughput::BytesDecimal((rows * cols * size) as u64),
+        1 => Throughput::BytesDecimal(bytes as u64),
         _ => Throughput::Elements((2 * rows * cols * count) as u64), // a multiplication and an addition
     });
     let mut run = run;
@@ -103,5 +118,5 @@ fn sum(bytes: &[u8]) -> [u32; 16] {
     sums
 }
 
-criterion_group!(kernels, yardstick_read, yardstick_product, matmul);
+criterion_group!(kernels, yardstick_read, yardstick_product, matmul, mxfp4);
 criterion_main!(kernels);

@@ -10,7 +10,7 @@ mod merge;
 mod run;
 
 pub use block::{KV_BLOCK, KV_RUN, block_bytes, store};
-pub use merge::{begin, finish, fold_run};
+pub use merge::{begin, begin_with_sinks, finish, fold_run};
 pub use run::{AttendScratch, attend_run};
 
 #[cfg(test)]

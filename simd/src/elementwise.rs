@@ -9,7 +9,7 @@ mod norm;
 mod rope;
 mod sum;
 
-pub use exp::{exp, silu_mul, softmax};
+pub use exp::{clamped_silu_mul, exp, silu_mul, softmax};
 pub use norm::rms_norm;
 pub use rope::rope;
 pub use sum::{add_assign, add_scaled, all_finite, read_all};

@@ -9,6 +9,7 @@
 //! subnormal numbers as zero.
 
 mod matrix;
+pub(crate) mod mxfp4;
 pub mod packed;
 mod peak;
 mod row_major;
@@ -16,7 +17,7 @@ mod rows;
 
 use std::ops::Range;
 
-use bytemuck::cast_slice;
+use bytemuck::{Pod, cast_slice};
 
 use crate::arch::step::{self, Gather, Step, Tile};
 use crate::isa::with_lanes;
@@ -26,6 +27,7 @@ use crate::{Dtype, Isa};
 use crate::Avx512;
 use matrix::Layout;
 pub use matrix::{Matrix, PANEL, PanelScratch};
+pub use mxfp4::{MXFP4_BLOCK, MXFP4_SCALES};
 use packed::{Packed, PackedTile};
 pub use peak::spin_at_peak;
 use row_major::RowsTile;
@@ -61,6 +63,7 @@ pub fn multiply(
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx512(token), Dtype::Bf16) => match w.layout() {
             Layout::Packed(packed) if call.streams() <= Avx512::STREAMS => call.run_packed(token, packed),
+            Layout::Mxfp4RowMajor | Layout::Mxfp4Panels if call.streams() <= Avx512::STREAMS => call.run_mxfp4(token),
             Layout::RowMajor if call.can_turn::<Avx512>() => call.run_rows(token),
             _ => call.run(token),
         },
@@ -89,7 +92,10 @@ impl Call<'_> {
     /// Whether the matrix is whole panels of whole lines, and the streams one tile.
     fn can_turn<T: Gather>(&self) -> bool {
         let row_bytes = self.w.cols() * self.w.dtype().size();
-        self.streams() <= T::STREAMS && row_bytes.is_multiple_of(64) && self.w.rows().is_multiple_of(PANEL)
+        self.streams() <= T::STREAMS
+            && row_bytes.is_multiple_of(64)
+            && self.w.rows().is_multiple_of(PANEL)
+            && self.w.is_all_rows()
     }
 
     /// One tile of streams times row-major weights: they are turned once, in registers. With more streams they would be
@@ -145,7 +151,7 @@ impl Call<'_> {
         if self.select.is_empty() {
             return;
         }
-        let panel_bytes = self.w.bytes_of_panel();
+        let panel_bytes = self.w.bytes_of_expanded_panel();
         // Few rows are bound by reading, and each panel of a tile is a stream of its own to the memory: two hide the
         // latency of a step. Many rows are bound by arithmetic, and a wider tile loads less for each product.
         let streams = self.streams();
@@ -156,10 +162,10 @@ impl Call<'_> {
             let count = width.min(self.panels.end - first);
             let bytes = match self.w.layout() {
                 Layout::Panels => &self.w.bytes()[first * panel_bytes..][..count * panel_bytes],
-                Layout::RowMajor | Layout::Packed(_) => {
+                _ => {
                     let bytes = self.scratch.bytes_mut(count * panel_bytes);
                     for (i, out) in (first..first + count).zip(bytes.chunks_exact_mut(panel_bytes.max(1))) {
-                        self.w.pack_panel_with(self.isa, i, out);
+                        self.w.expand_panel(self.isa, i, out);
                     }
                     &*bytes
                 }
@@ -209,19 +215,25 @@ fn tile<T: Step, const P: usize, const S: usize>(
     selected: usize,
     done: usize,
 ) {
-    let terms = x.form().terms();
     let steps = raw.len() / P;
     let mut w: [&[T::Raw]; P] = [&[]; P];
     for (p, w) in w.iter_mut().enumerate() {
         *w = &raw[p * steps..][..steps];
     }
-    let mut streams: [&[T::X]; S] = [&[]; S];
+    let tile = step.vectorize(Tile { step, w, x: streams_of::<T::X, S>(x, select_now) });
+    write_tile(&tile, x.form().terms(), sums, selected, done);
+}
+
+/// The streams of the selected rows: each row's terms, one after the other.
+fn streams_of<'a, X: Pod, const S: usize>(x: &'a Rows, select: &[u32]) -> [&'a [X]; S] {
+    let terms = x.form().terms();
+    let mut streams: [&[X]; S] = [&[]; S];
     for (s, stream) in streams.iter_mut().enumerate() {
-        let row = cast_slice(x.row(select_now[s / terms]));
+        let row: &[X] = cast_slice(x.row(select[s / terms]));
+        let steps = row.len() / terms;
         *stream = &row[s % terms * steps..][..steps];
     }
-    let tile = step.vectorize(Tile { step, w, x: streams });
-    store(&tile, terms, sums, selected, done);
+    streams
 }
 
 /// As [`tile`], for one panel that lies row after row and all selected rows.
@@ -233,15 +245,8 @@ fn rows_tile<T: Gather, const S: usize>(
     select: &[u32],
     sums: &mut [[f32; PANEL]],
 ) {
-    let terms = x.form().terms();
-    let steps = x.form().words() / terms;
-    let mut streams: [&[T::X]; S] = [&[]; S];
-    for (s, stream) in streams.iter_mut().enumerate() {
-        let row = cast_slice(x.row(select[s / terms]));
-        *stream = &row[s % terms * steps..][..steps];
-    }
-    let tile = step.vectorize(RowsTile { step, rows, more, x: streams });
-    store(&tile, terms, sums, select.len(), 0);
+    let tile = step.vectorize(RowsTile { step, rows, more, x: streams_of::<T::X, S>(x, select) });
+    write_tile(&tile, x.form().terms(), sums, select.len(), 0);
 }
 
 /// As [`tile`], for packed panels from `first` on and all selected rows.
@@ -253,20 +258,13 @@ fn packed_tile<T: Gather, const P: usize, const S: usize>(
     select: &[u32],
     sums: &mut [[f32; PANEL]],
 ) {
-    let terms = x.form().terms();
-    let steps = x.form().words() / terms;
     let w = std::array::from_fn(|p| packed.panel(first + p));
-    let mut streams: [&[T::X]; S] = [&[]; S];
-    for (s, stream) in streams.iter_mut().enumerate() {
-        let row = cast_slice(x.row(select[s / terms]));
-        *stream = &row[s % terms * steps..][..steps];
-    }
-    let tile: [[[f32; PANEL]; P]; S] = step.vectorize(PackedTile { step, w, x: streams });
-    store(&tile, terms, sums, select.len(), 0);
+    let tile: [[[f32; PANEL]; P]; S] = step.vectorize(PackedTile { step, w, x: streams_of::<T::X, S>(x, select) });
+    write_tile(&tile, x.form().terms(), sums, select.len(), 0);
 }
 
-/// Adds the terms of each row; the rows of the tile are those from `done` on of `selected`.
-fn store<const P: usize>(
+/// Adds up the terms of the tile's rows and puts them where rows from `done` on of `selected` belong.
+fn write_tile<const P: usize>(
     tile: &[[[f32; PANEL]; P]],
     terms: usize,
     sums: &mut [[f32; PANEL]],

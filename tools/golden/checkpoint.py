@@ -50,6 +50,15 @@ def shapes(family: Family) -> dict[str, tuple[tuple[int, ...], str]]:
             tensors[f"{at}.self_attn.k_norm.weight"] = ((head_dim,), "norm")
         if layer not in family.moe_layers:
             mlp(f"{at}.mlp", ("gate_proj", "up_proj", "down_proj"), c["intermediate_size"])
+        elif c["model_type"] == "gpt_oss":
+            experts, width = family.num_experts, c["intermediate_size"]
+            tensors[f"{at}.self_attn.sinks"] = ((c["num_attention_heads"],), "sinks")
+            tensors[f"{at}.mlp.router.weight"] = ((experts, hidden), "router")
+            tensors[f"{at}.mlp.router.bias"] = ((experts,), "bias")
+            for proj, rows, cols in (("gate_up_proj", 2 * width, hidden), ("down_proj", hidden, width)):
+                tensors[f"{at}.mlp.experts.{proj}_blocks"] = ((experts, rows, cols // 32, 16), "blocks")
+                tensors[f"{at}.mlp.experts.{proj}_scales"] = ((experts, rows, cols // 32), "scales")
+                tensors[f"{at}.mlp.experts.{proj}_bias"] = ((experts, rows), "bias")
         elif c["model_type"] == "mixtral":
             tensors[f"{at}.block_sparse_moe.gate.weight"] = ((family.num_experts, hidden), "router")
             for expert in range(family.num_experts):
@@ -67,16 +76,23 @@ def shapes(family: Family) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def weights(family: Family) -> dict[str, torch.Tensor]:
-    """Random BF16 weights, from the family's seed alone."""
+    """Random weights, BF16 or MXFP4, from the family's seed alone."""
     generator = torch.Generator().manual_seed(family.seed)
 
     def draw(shape: tuple[int, ...], kind: str) -> torch.Tensor:
+        if kind == "blocks":
+            return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+        if kind == "scales":
+            # Uniform nibbles have an rms of 2.9: with these scales weights have one of 1.2 / sqrt(96).
+            return torch.randint(121, 124, shape, generator=generator, dtype=torch.uint8)
         noise = torch.randn(shape, generator=generator, dtype=torch.float32)
         match kind:
             case "norm":
                 value = 1.0 + 0.2 * noise
             case "bias":
                 value = 0.4 * noise
+            case "sinks":
+                value = 1.0 + noise
             case "embed":
                 value = family.embed_std * noise
             case _:

@@ -216,4 +216,43 @@ FAMILIES = [
             {"rope_theta": 10000.0},
         ),
     ),
+    # GPT-OSS: MXFP4 experts, sinks, biases everywhere, every second layer slides, YaRN without truncation. Sizes are
+    # multiples of 32, of which no four make a whole group; the limit is so low that clamping is felt.
+    Family(
+        "gpt_oss",
+        _config(
+            "GptOssForCausalLM", "gpt_oss",
+            vocab_size=211, hidden_size=96, intermediate_size=64, num_hidden_layers=4,
+            num_attention_heads=6, num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-5,
+            attention_bias=True, rope_theta=150000, initial_context_length=64,
+            rope_scaling={
+                "beta_fast": 32.0, "beta_slow": 1.0, "factor": 8.0, "original_max_position_embeddings": 64,
+                "rope_type": "yarn", "truncate": False,
+            },
+            sliding_window=24,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+            num_local_experts=6, num_experts_per_tok=2, experts_per_token=2, swiglu_limit=1.5,
+            output_router_logits=False, router_aux_loss_coef=0.9,
+            quantization_config={
+                "modules_to_not_convert": [
+                    "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head",
+                ],
+                "quant_method": "mxfp4",
+            },
+            tie_word_embeddings=False, transformers_version="4.55.0.dev0",
+        ),
+        seed=905, num_tokens=96, embed_std=0.05, biased=("q_proj", "k_proj", "v_proj", "o_proj"),
+        misreadings=(
+            {"num_experts_per_tok": 1},
+            {"num_experts_per_tok": 3},
+            {"layer_types": ["full_attention"] * 4},
+            {"layer_types": ["full_attention", "sliding_attention"] * 2},
+            {"sliding_window": 23},
+            {"sliding_window": 25},
+            {"swiglu_limit": 7.0},
+            {"swiglu_alpha": 1.0},
+            {"rope_scaling": None},
+            {"rms_norm_eps": 1e-6},
+        ),
+    ),
 ]

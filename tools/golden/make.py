@@ -11,6 +11,7 @@ The output is committed. Tests read it and need neither Python nor a network.
 
 import argparse
 import itertools
+import json
 import platform
 from pathlib import Path
 
@@ -36,9 +37,11 @@ MIN_GREEDY_MARGIN = 2e-2
 
 
 def load(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation="eager", experts_implementation="eager", output_loading_info=True
-    )
+    options = {"dtype": dtype, "attn_implementation": "eager", "experts_implementation": "eager"}
+    if "quantization_config" in json.loads((folder / "config.json").read_text()):
+        # MXFP4 expanded by transformers: to BF16, which holds every value, and from there to the type asked for.
+        options["quantization_config"] = transformers.Mxfp4Config(dequantize=True)
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         assert not info[what], f"{folder.name}: {what}: {info[what]}"
     return model.eval()

@@ -28,6 +28,8 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
                 flat = np.frombuffer(bits, "<f4")
             case "I32":
                 flat = np.frombuffer(bits, "<i4")
+            case "U8":
+                flat = np.frombuffer(bits, np.uint8)
         tensors[name] = flat.reshape(entry["shape"])
     return tensors
 
@@ -42,6 +44,14 @@ def read_weights(folder: Path) -> dict[str, np.ndarray]:
         weights |= {n: t for n, t in read_safetensors(folder / file).items() if weight_map[n] == file}
     assert weights.keys() == weight_map.keys()
     return weights
+
+
+def mxfp4(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Blocks [..., 16] of two numbers a byte, the first in the lower half, and a power of two for each: [..., 32]."""
+    magnitudes = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    nibbles = np.stack([blocks & 15, blocks >> 4], axis=-1).reshape(*blocks.shape[:-1], 32)
+    values = magnitudes[nibbles & 7] * np.where(nibbles & 8, -1.0, 1.0)
+    return values * 2.0 ** (scales[..., None].astype(np.int64) - 127)
 
 
 def silu(x: np.ndarray) -> np.ndarray:
@@ -100,7 +110,14 @@ class Model:
     def __init__(self, folder: Path, changes: dict | None = None):
         c = json.loads((folder / "config.json").read_text()) | (changes or {})
         self.config = c
-        self.weights = {name: t.astype(np.float64) for name, t in read_weights(folder).items()}
+        self.weights = {}
+        stored = read_weights(folder)
+        for name, tensor in stored.items():
+            if name.endswith("_blocks"):
+                rows = mxfp4(tensor, stored[name.replace("_blocks", "_scales")])
+                self.weights[name.removesuffix("_blocks")] = rows.reshape(*rows.shape[:-2], -1)
+            elif not name.endswith("_scales"):
+                self.weights[name] = tensor.astype(np.float64)
         self.heads, self.kv_heads = c["num_attention_heads"], c["num_key_value_heads"]
         self.head_dim = c.get("head_dim") or c["hidden_size"] // self.heads
         self.eps = c["rms_norm_eps"]
@@ -108,6 +125,8 @@ class Model:
 
     def window(self, layer: int) -> int | None:
         c = self.config
+        if "layer_types" in c:
+            return c["sliding_window"] if c["layer_types"][layer] == "sliding_attention" else None
         if c["model_type"] in ("mistral", "mixtral"):
             return c.get("sliding_window")
         if c.get("use_sliding_window") and layer >= c["max_window_layers"]:
@@ -115,7 +134,8 @@ class Model:
         return None
 
     def is_moe(self, layer: int) -> bool:
-        return any(f"model.layers.{layer}.{block}.gate.weight" in self.weights for block in ("mlp", "block_sparse_moe"))
+        routers = ("mlp.gate", "mlp.router", "block_sparse_moe.gate")
+        return any(f"model.layers.{layer}.{router}.weight" in self.weights for router in routers)
 
     def linear(self, x: np.ndarray, name: str) -> np.ndarray:
         y = x @ self.weights[f"{name}.weight"].T
@@ -143,28 +163,45 @@ class Model:
         for head in range(self.heads):
             kv = head * self.kv_heads // self.heads
             scores = q[:, head] @ k[:, kv].T / np.sqrt(self.head_dim)
-            out[:, head] = softmax(np.where(visible, scores, -np.inf)) @ v[:, kv]
+            scores = np.where(visible, scores, -np.inf)
+            if f"{at}.sinks" in self.weights:
+                # One more place to attend to, which holds nothing.
+                scores = np.concatenate([scores, np.full((n, 1), self.weights[f"{at}.sinks"][head])], axis=1)
+            out[:, head] = softmax(scores)[:, :n] @ v[:, kv]
         return self.linear(out.reshape(n, -1), f"{at}.o_proj")
 
     def mlp(self, x: np.ndarray, at: str, names: tuple[str, str, str]) -> np.ndarray:
         gate, up, down = (f"{at}.{name}" for name in names)
         return self.linear(silu(self.linear(x, gate)) * self.linear(x, up), down)
 
+    def clamped_expert(self, x: np.ndarray, at: str, expert: int) -> np.ndarray:
+        """GPT-OSS: gate and up are the even and the odd rows of one matrix."""
+        w = {name: self.weights[f"{at}.{name}"][expert] for name in ("gate_up_proj", "down_proj")}
+        b = {name: self.weights[f"{at}.{name}_bias"][expert] for name in ("gate_up_proj", "down_proj")}
+        gate, up = (w["gate_up_proj"] @ x + b["gate_up_proj"]).reshape(-1, 2).T
+        limit, alpha = self.config["swiglu_limit"], self.config.get("swiglu_alpha", 1.702)
+        gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+        return w["down_proj"] @ ((up + 1) * gate / (1 + np.exp(-alpha * gate))) + b["down_proj"]
+
     def experts(self, x: np.ndarray, layer: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(sum over the chosen experts, router logits, chosen experts, greatest first)."""
         mixtral = self.config["model_type"] == "mixtral"
         at = f"model.layers.{layer}.{'block_sparse_moe' if mixtral else 'mlp'}"
         names = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
-        logits = self.linear(x, f"{at}.gate")
+        gpt_oss = self.config["model_type"] == "gpt_oss"
+        logits = self.linear(x, f"{at}.router" if gpt_oss else f"{at}.gate")
         share = softmax(logits)
         chosen = np.argsort(-logits, axis=-1, kind="stable")[:, : self.config["num_experts_per_tok"]]
         y = np.zeros_like(x)
         for row, picks in enumerate(chosen):
             weights = share[row, picks]
-            if mixtral or self.config["norm_topk_prob"]:
+            if mixtral or gpt_oss or self.config["norm_topk_prob"]:
                 weights = weights / weights.sum()
             for expert, weight in zip(picks, weights, strict=True):
-                y[row] += weight * self.mlp(x[row], f"{at}.experts.{expert}", names)
+                if gpt_oss:
+                    y[row] += weight * self.clamped_expert(x[row], f"{at}.experts", expert)
+                else:
+                    y[row] += weight * self.mlp(x[row], f"{at}.experts.{expert}", names)
         return y, logits, chosen
 
     def forward(self, token_ids: np.ndarray) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@
 
 mod ci;
 mod golden;
+mod numa_vm;
 mod tidy;
 
 use std::path::PathBuf;
@@ -21,6 +22,9 @@ usage: cargo tools COMMAND
   golden            sizes of the golden data
   golden --make     make it anew with transformers, or
   golden --check    compute it a second way and compare (both need Python and torch; by hand, never in CI)
+  numa-vm           tests of memory and threads on nodes, in emulated machines with 2 and 4; where QEMU is missing it
+                    says so and is done
+  numa-vm --install the same, after getting QEMU and a kernel for it (Debian, as root)
 
 exit codes: 0 done, 1 failed, 2 wrong usage";
 
@@ -37,6 +41,8 @@ fn main() -> ExitCode {
         ["golden"] => || golden::sizes(&root()?),
         ["golden", "--make"] => || golden::python(&root()?, &[]),
         ["golden", "--check"] => || golden::python(&root()?, &["--check"]),
+        ["numa-vm"] => || numa_vm::run(&root()?),
+        ["numa-vm", "--install"] => || numa_vm::install(&root()?).and_then(|()| numa_vm::run(&root()?)),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             return ExitCode::SUCCESS;

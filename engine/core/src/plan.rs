@@ -2,10 +2,10 @@
 
 use serde::Serialize;
 use simd::Dtype;
-use simd::matmul::PANEL;
+use simd::matmul::{MXFP4_BLOCK, Matrix, PANEL};
 
 use crate::checkpoint::{Layout, TensorForm};
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, TensorKind, TensorSpec};
 use crate::kv_cache::{KvShape, blocks_for};
 use crate::model::{Load, WorkspaceShape, largest_strip, load_buffer_bytes};
 
@@ -96,19 +96,44 @@ impl DoesNotFit {
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 
-/// Bytes of a tensor in the shards.
-fn stored_bytes(form: &TensorForm, shape: &[usize]) -> u64 {
-    let bytes = match *shape {
-        [rows, cols] => form.bytes([rows, cols]),
-        [size] => size.checked_mul(form.dtype.size()),
-        _ => None,
-    };
-    bytes.expect("config.json's limits keep sizes far below 2^63") as u64
+const FITS: &str = "config.json's limits keep sizes far below 2^63";
+
+/// Bytes of a tensor as it is stored.
+fn stored_bytes(spec: &TensorSpec, form: TensorForm) -> u64 {
+    match (form.layout, &spec.shape[..]) {
+        (Layout::Panels | Layout::Packed { .. }, [rows, cols]) => form.bytes([*rows, *cols]).expect(FITS) as u64,
+        _ => spec.published_bytes(form.dtype),
+    }
 }
 
-/// Bytes of the largest strip in which a matrix is read.
-fn strip_bytes(form: &TensorForm, shape: &[usize]) -> usize {
-    largest_strip(stored_bytes(form, shape) as usize, stored_bytes(form, &[PANEL, shape[1]]) as usize)
+/// Bytes of a tensor's matrices in panels, each from a cache line on.
+fn panel_bytes(spec: &TensorSpec, form: TensorForm) -> u64 {
+    let (matrices, panels) = match (spec.kind, &spec.shape[..]) {
+        (TensorKind::Matrix, [rows, cols]) => {
+            let layout = if form.layout == Layout::RowMajor { Layout::Panels } else { form.layout };
+            (1, TensorForm { layout, ..form }.bytes([*rows, *cols]))
+        }
+        (TensorKind::Mxfp4Blocks { matrices }, [stacked, rows, blocks, _]) => {
+            (matrices, Matrix::mxfp4_panel_bytes([stacked * rows / matrices, blocks * MXFP4_BLOCK]))
+        }
+        _ => (0, Some(0)),
+    };
+    matrices as u64 * (panels.expect(FITS) as u64).next_multiple_of(64)
+}
+
+/// Bytes of the largest strip in which a tensor's matrices are read.
+fn strip_bytes(spec: &TensorSpec, form: TensorForm) -> usize {
+    match (spec.kind, &spec.shape[..]) {
+        (TensorKind::Matrix, [rows, cols]) => {
+            let panel = stored_bytes(&TensorSpec { shape: vec![PANEL.min(*rows), *cols], ..spec.clone() }, form);
+            largest_strip(stored_bytes(spec, form) as usize, panel as usize)
+        }
+        // Gate and up lie row by row in turn.
+        (TensorKind::Mxfp4Blocks { .. }, [stacked, _, blocks, bytes]) => {
+            largest_strip(stored_bytes(spec, form) as usize / stacked, 2 * PANEL * blocks * bytes)
+        }
+        _ => 0,
+    }
 }
 
 /// `n` bytes for people, in binary units.
@@ -144,50 +169,43 @@ impl Plan {
         let all_experts: u64 = config.sparse_layers().map(|(_, sparse)| sparse.num_experts as u64).sum();
         let mut expert_bytes = 0;
         let mut strip = 0;
-        let matrix = |plan: &mut Self, form: TensorForm, shape: &[usize]| {
-            let shape = [shape[0], shape[1]];
-            let bytes = |form: TensorForm| form.bytes(shape).expect("config.json's limits keep sizes far below 2^63");
-            plan.packed |= matches!(form.layout, Layout::Packed { .. });
-            if request.load == Load::Resident {
-                let panels = match form.layout {
-                    Layout::RowMajor => TensorForm { layout: Layout::Panels, ..form },
-                    Layout::Panels | Layout::Packed { .. } => form,
-                };
-                plan.weight_bytes += (bytes(panels) as u64).next_multiple_of(64);
-            }
-            // A token reads packed panels as they are, of others only the weights.
-            match form.layout {
-                Layout::Packed { .. } => bytes(form) as u64,
-                _ => bytes(form.dtype.into()) as u64,
-            }
-        };
         for spec in config.tensors() {
-            let form: TensorForm = form_of(&spec.name).into();
-            let count = spec.shape.iter().map(|size| *size as u64).product::<u64>();
-            let stored = stored_bytes(&form, &spec.shape);
-            plan.parameters += count;
-            plan.checkpoint_bytes += stored;
-            let is_matrix = spec.shape.len() == 2;
-            if is_matrix && spec.name != EMBEDDING {
-                strip = strip.max(strip_bytes(&form, &spec.shape));
-            }
-            if !is_matrix {
-                plan.weight_bytes += count * 4;
-            } else if spec.name == EMBEDDING {
-                plan.mapped_bytes += stored;
-                if config.tie_word_embeddings {
-                    // A folder of panels holds the output matrix once more.
-                    let head: TensorForm = form_of("lm_head.weight").into();
-                    plan.bytes_per_token += matrix(&mut plan, head, &spec.shape);
-                    strip = strip.max(strip_bytes(&head, &spec.shape));
-                    if head.layout != Layout::RowMajor {
-                        plan.checkpoint_bytes += stored_bytes(&head, &spec.shape);
+            // Of what holds no numbers the type is that of the numbers that it stands for.
+            let form = if spec.kind.is_numbers() { form_of(&spec.name).into() } else { Dtype::Bf16.into() };
+            plan.parameters += spec.parameters();
+            plan.checkpoint_bytes += stored_bytes(&spec, form);
+            // Returns what a token reads: packed panels as they are, of others only the weights.
+            let mut matrix = |plan: &mut Self, form: TensorForm| {
+                plan.packed |= matches!(form.layout, Layout::Packed { .. });
+                if request.load == Load::Resident {
+                    plan.weight_bytes += panel_bytes(&spec, form);
+                    strip = strip.max(strip_bytes(&spec, form));
+                }
+                match form.layout {
+                    Layout::Packed { .. } => stored_bytes(&spec, form),
+                    _ => spec.published_bytes(form.dtype),
+                }
+            };
+            match spec.kind {
+                TensorKind::Vector => plan.weight_bytes += spec.parameters() * 4,
+                TensorKind::Mxfp4Scales => expert_bytes += spec.published_bytes(form.dtype),
+                _ if spec.name == EMBEDDING => {
+                    plan.mapped_bytes += stored_bytes(&spec, form);
+                    if config.tie_word_embeddings {
+                        // A folder of panels holds the output matrix once more.
+                        let head: TensorForm = form_of("lm_head.weight").into();
+                        if head.layout != Layout::RowMajor {
+                            plan.checkpoint_bytes += stored_bytes(&spec, head);
+                        }
+                        let read = matrix(&mut plan, head);
+                        plan.bytes_per_token += read;
                     }
                 }
-            } else if spec.name.contains(".experts.") {
-                expert_bytes += matrix(&mut plan, form, &spec.shape);
-            } else {
-                plan.bytes_per_token += matrix(&mut plan, form, &spec.shape);
+                _ if spec.name.contains(".experts.") => expert_bytes += matrix(&mut plan, form),
+                _ => {
+                    let read = matrix(&mut plan, form);
+                    plan.bytes_per_token += read;
+                }
             }
         }
         if let Some(per_expert) = expert_bytes.checked_div(all_experts) {

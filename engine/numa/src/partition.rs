@@ -8,7 +8,8 @@
 //! * chunk `i` is `[i * chunk, min((i + 1) * chunk, len))`, disjoint for different `i`;
 //! * a tile is a row group times a column interval. Two tiles of one group have different intervals between ascending
 //!   cuts, so they share no column; two tiles of different groups have disjoint rows, which is asserted, so they share no
-//!   element either.
+//!   element either. On nodes, the `i`-th task of a node is a group times the `i`-th interval that this node owns; every
+//!   interval has one owner, so two tasks still differ in group or interval.
 //!
 //! A part cannot outlive its task: tasks are generic over its lifetime, so nothing they can reach may hold it.
 
@@ -135,13 +136,75 @@ impl Pool {
         col_cuts: &[usize],
         task: impl Fn(&mut S, TileMut<'_, T>) + Sync,
     ) {
-        // A matrix without columns has as many rows as anyone likes.
-        let rows = out.len().checked_div(cols).unwrap_or(usize::MAX);
+        let grid = Grid::new(out.len(), cols, row_groups, col_cuts);
+        let (out, intervals) = (Slots::new(out), grid.intervals());
+        self.run(scratch, grid.tasks(), |scratch, index| {
+            task(scratch, grid.tile(&out, index / intervals, index % intervals));
+        });
+    }
+
+    /// As [`tiles`](Self::tiles), but interval `i` is computed by workers of node `node_of_interval[i]` only, an index in
+    /// [`nodes`](Self::nodes): by those who have its weights near.
+    ///
+    /// Any node may own any intervals; within a node the order is that of [`tiles`](Self::tiles). With one node it is
+    /// [`tiles`](Self::tiles).
+    ///
+    /// # Panics
+    /// As [`tiles`](Self::tiles), and when `node_of_interval` has not one node of the pool for each interval.
+    // One argument more than `tiles`, which has what a loop over a matrix needs.
+    #[allow(clippy::too_many_arguments)]
+    pub fn tiles_on_nodes<S: Send, T: Send>(
+        &mut self,
+        scratch: &mut [S],
+        out: &mut [T],
+        cols: usize,
+        row_groups: &[Range<usize>],
+        col_cuts: &[usize],
+        node_of_interval: &[usize],
+        task: impl Fn(&mut S, TileMut<'_, T>) + Sync,
+    ) {
+        let intervals = col_cuts.len().saturating_sub(1);
+        assert_eq!(node_of_interval.len(), intervals, "each interval needs a node");
+        let nodes = self.nodes().len();
         assert!(
-            rows.checked_mul(cols) == Some(out.len()),
-            "{} elements are not whole rows of {cols} columns",
-            out.len()
+            node_of_interval.iter().all(|&node| node < nodes),
+            "an interval of {node_of_interval:?} belongs to none of the {nodes} nodes of the pool"
         );
+        if nodes == 1 {
+            return self.tiles(scratch, out, cols, row_groups, col_cuts, task);
+        }
+        let grid = Grid::new(out.len(), cols, row_groups, col_cuts);
+        if grid.tasks() == 0 {
+            return;
+        }
+        let out = Slots::new(out);
+        self.claim_on_nodes(scratch, |scratch, node, claim| {
+            let own = node_of_interval.iter().filter(|&&owner| owner == node).count();
+            let mut walk = Walk { node_of_interval, node, group: 0, before: 0, interval: 0 };
+            loop {
+                let index = claim();
+                if index >= row_groups.len() * own {
+                    break;
+                }
+                let (group, nth) = (index / own, index % own);
+                task(scratch, grid.tile(&out, group, walk.interval(group, nth)));
+            }
+        });
+    }
+}
+
+/// A checked division of a row-major matrix into tiles.
+struct Grid<'a> {
+    cols: usize,
+    row_groups: &'a [Range<usize>],
+    col_cuts: &'a [usize],
+}
+
+impl<'a> Grid<'a> {
+    fn new(len: usize, cols: usize, row_groups: &'a [Range<usize>], col_cuts: &'a [usize]) -> Self {
+        // A matrix without columns has as many rows as anyone likes.
+        let rows = len.checked_div(cols).unwrap_or(usize::MAX);
+        assert!(rows.checked_mul(cols) == Some(len), "{len} elements are not whole rows of {cols} columns");
         let mut groups_end = 0;
         for group in row_groups {
             assert!(
@@ -152,15 +215,45 @@ impl Pool {
         }
         assert!(col_cuts.is_sorted(), "column cuts must ascend: {col_cuts:?}");
         assert!(col_cuts.last().is_none_or(|&last| last <= cols), "column cuts {col_cuts:?} leave the {cols} columns");
+        Self { cols, row_groups, col_cuts }
+    }
 
-        let intervals = col_cuts.len().saturating_sub(1);
-        let tasks = row_groups.len() * intervals;
-        let out = Slots::new(out);
-        self.run(scratch, tasks, |scratch, index| {
-            let (group, interval) = (index / intervals, index % intervals);
-            let (rows, cut) = (row_groups[group].clone(), col_cuts[interval]..col_cuts[interval + 1]);
-            task(scratch, TileMut { out: &out, out_cols: cols, group, interval, rows, cols: cut });
-        });
+    fn intervals(&self) -> usize {
+        self.col_cuts.len().saturating_sub(1)
+    }
+
+    fn tasks(&self) -> usize {
+        self.row_groups.len() * self.intervals()
+    }
+
+    fn tile<'t, T>(&self, out: &'t Slots<'t, T>, group: usize, interval: usize) -> TileMut<'t, T> {
+        let (rows, cols) = (self.row_groups[group].clone(), self.col_cuts[interval]..self.col_cuts[interval + 1]);
+        TileMut { out, out_cols: self.cols, group, interval, rows, cols }
+    }
+}
+
+/// One worker's way through the intervals of its node: claims of a worker ascend, so it never has to look back within a
+/// group, and there is no list of a node's intervals to keep in memory.
+struct Walk<'a> {
+    node_of_interval: &'a [usize],
+    node: usize,
+    group: usize,
+    /// How many of the node's intervals lie before `interval`.
+    before: usize,
+    interval: usize,
+}
+
+impl Walk<'_> {
+    /// The `nth` interval of the node, which has more than that, in a row group; never one before the last asked for.
+    fn interval(&mut self, group: usize, nth: usize) -> usize {
+        if group != self.group {
+            (self.group, self.before, self.interval) = (group, 0, 0);
+        }
+        while self.node_of_interval[self.interval] != self.node || self.before < nth {
+            self.before += usize::from(self.node_of_interval[self.interval] == self.node);
+            self.interval += 1;
+        }
+        self.interval
     }
 }
 
@@ -168,6 +261,8 @@ impl Pool {
 mod tests {
     use std::num::NonZeroUsize;
     use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::Ordering::Relaxed;
 
     use proptest::collection::vec;
     use proptest::prelude::*;
@@ -242,6 +337,113 @@ mod tests {
                 });
                 prop_assert_eq!(got, want as u64, "row {}, column {}", row, col);
             }
+        }
+    }
+
+    /// A pool of logical nodes, which needs no machine that has them.
+    fn pool_on_nodes(threads: usize, nodes: usize) -> Pool {
+        let topology = crate::Topology::parse(&format!("{nodes}x4")).unwrap();
+        Pool::on_nodes(NonZeroUsize::new(threads).unwrap(), Pinning::Free, &topology).unwrap()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, cases: 64, ..ProptestConfig::default() })]
+
+        #[test]
+        fn tiles_on_nodes_are_those_of_tiles_each_claimed_by_a_worker_of_its_node(
+            (nodes, owners) in (1_usize..5).prop_flat_map(|nodes| (Just(nodes), vec(0..nodes, 0..9))),
+            more_threads in 0_usize..3,
+            steps in vec((0_usize..3, 0_usize..4), 0..4),
+            widths in vec(0_usize..5, 9),
+        ) {
+            let row_groups = groups(&steps);
+            let mut col_cuts = vec![1];
+            col_cuts.extend(owners.iter().zip(&widths).scan(1, |at, (_, width)| { *at += width; Some(*at) }));
+            let (rows, cols) = (row_groups.last().map_or(0, |group| group.end) + 1, col_cuts[owners.len()] + 1);
+            let write = |mut tile: TileMut<'_, u64>| {
+                let id = 1 + 1000 * tile.group() as u64 + tile.interval() as u64;
+                (0..tile.rows().len()).for_each(|row| tile.row_mut(row).iter_mut().for_each(|element| *element += id));
+            };
+            let mut want = vec![0; rows * cols];
+            pool(2).tiles(&mut [(); 2], &mut want, cols, &row_groups, &col_cuts, |(), tile| write(tile));
+
+            let mut pool = pool_on_nodes(nodes + more_threads, nodes);
+            let mut got = vec![0; rows * cols];
+            let mut claims = vec![vec![]; pool.threads()];
+            for _ in 0..2 {
+                got.fill(0);
+                claims.iter_mut().for_each(Vec::clear);
+                pool.tiles_on_nodes(&mut claims, &mut got, cols, &row_groups, &col_cuts, &owners, |claims, tile| {
+                    claims.push((tile.group(), tile.interval()));
+                    write(tile);
+                });
+                prop_assert_eq!(&got, &want);
+                for (worker, claims) in claims.iter().enumerate() {
+                    let home = pool.node_of_worker(worker);
+                    prop_assert!(claims.iter().all(|(_, interval)| owners[*interval] == home), "worker {}", worker);
+                    prop_assert!(claims.is_sorted());
+                }
+                prop_assert_eq!(claims.iter().map(Vec::len).sum::<usize>(), row_groups.len() * owners.len());
+            }
+        }
+    }
+
+    #[test]
+    fn no_worker_helps_another_node() {
+        let mut pool = pool_on_nodes(4, 2);
+        let finished = AtomicUsize::new(0);
+        let mut counts = [0; 4];
+        // Node 0 has all the work but one task, and that one waits until all else is done.
+        let owners = [0, 0, 0, 0, 0, 0, 0, 1];
+        let cuts: Vec<_> = (0..=8).collect();
+        let all = 0..1;
+        let groups = std::slice::from_ref(&all);
+        pool.tiles_on_nodes(&mut counts, &mut [0; 8], 8, groups, &cuts, &owners, |count, tile| {
+            while tile.interval() == 7 && finished.load(Relaxed) < 7 {
+                std::thread::yield_now();
+            }
+            *count += 1;
+            finished.fetch_add(1, Relaxed);
+        });
+        assert_eq!((counts[0] + counts[1], counts[2] + counts[3]), (7, 1));
+    }
+
+    #[test]
+    fn a_panic_on_a_node_reaches_the_caller_and_the_pool_goes_on() {
+        let mut pool = pool_on_nodes(3, 3);
+        for bad in 0..3 {
+            let tiles = |pool: &mut Pool, bad: usize| {
+                let mut out = [0; 3];
+                pool.tiles_on_nodes(
+                    &mut [(); 3],
+                    &mut out,
+                    3,
+                    std::slice::from_ref(&(0..1)),
+                    &[0, 1, 2, 3],
+                    &[2, 0, 1],
+                    |(), mut tile| {
+                        assert!(tile.interval() != bad, "interval {bad} went wrong");
+                        tile.row_mut(0)[0] = 1;
+                    },
+                );
+                out
+            };
+            let panic = catch_unwind(AssertUnwindSafe(|| tiles(&mut pool, bad))).unwrap_err();
+            assert_eq!(panic.downcast_ref::<String>().unwrap(), &format!("interval {bad} went wrong"));
+            assert_eq!(tiles(&mut pool, 9), [1; 3]);
+        }
+    }
+
+    #[test]
+    fn intervals_without_a_node_of_the_pool_are_refused() {
+        let mut pool = pool_on_nodes(2, 2);
+        for (owners, message) in [(&[0][..], "each interval needs a node"), (&[0, 2], "none of the 2 nodes")] {
+            let refused = catch_unwind(AssertUnwindSafe(|| {
+                pool.tiles_on_nodes(&mut [(); 2], &mut [0; 2], 2, &[], &[0, 1, 2], owners, |(), _| unreachable!());
+            }));
+            let panic = refused.expect_err("refused");
+            let text = panic.downcast_ref::<String>().expect("a message");
+            assert!(text.contains(message), "{text}");
         }
     }
 

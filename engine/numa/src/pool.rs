@@ -4,225 +4,195 @@
 //! end one. Workers therefore spin for a moment after each loop; a pool that is left alone sleeps and takes no CPU time.
 //! The thread that calls is worker 0: it never waits for a hand-over, and `Pool::new(1)` is a plain loop.
 //!
+//! On a machine with several nodes each worker belongs to one, and work on a node's memory is claimed by its workers
+//! only. A worker that has run out of work does not help another node: it would read from there through the link
+//! between the nodes, which is what all of this avoids, and take that link from others.
+//!
 //! # Why this is sound
 //!
-//! The caller publishes a pointer to a closure on its own stack, and does not return before every worker has left it.
-//! Every loop takes `&mut Pool`, so there is one publisher at a time.
-//!
-//! * *Publication.* The caller writes `job` and `remaining`, then stores `epoch` (at least Release). A worker loads
-//!   `epoch` (at least Acquire) until it differs from the last one it saw, and only then reads `job`: it sees this
-//!   epoch's pointer and everything written before, the closure's captures among it.
-//! * *Retirement.* A worker leaves by `remaining.fetch_sub` (at least Release) and touches neither closure nor captures
-//!   afterwards. The caller returns only after it has loaded `remaining == 0` (Acquire). All decrements are one release
-//!   sequence, so every worker's writes are visible to the caller, and no worker can still be inside.
-//! * *No lost epoch.* The next epoch needs `remaining == 0`, hence every worker has seen this one. `epoch` never runs
-//!   ahead by more than one, so comparing for inequality is enough and wrapping is harmless.
-//! * *No lost wake-up.* A sleeper raises `sleepers`, then asks the kernel to sleep while `epoch` is unchanged, which the
-//!   kernel compares under the lock that a wake-up takes. The caller stores `epoch`, then loads `sleepers`. All are
-//!   SeqCst: in their single order either the caller sees the sleeper and wakes it, or the sleeper's comparison comes
-//!   after the store and it does not sleep. The caller's own sleep on `remaining` mirrors this.
-//! * *Tasks.* Each index comes from one `fetch_add`, so one worker has it. Relaxed is enough: the counter guards no
-//!   memory, publication and retirement order everything else.
+//! How a loop is handed to the workers and ends, `workers.rs` tells. What is added here are tasks: each index comes
+//! from one `fetch_add` on one counter, so one worker has it. Relaxed is enough: the counters guard no memory, the
+//! hand-over and the end of the loop order everything else. The counters of nodes are set to zero through `&mut`, when no
+//! loop runs.
 
-use std::any::Any;
+mod seats;
+mod workers;
+
 use std::io;
+use std::marker::PhantomData;
 use std::num::NonZeroUsize;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::ptr::{self, NonNull};
-use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::thread::{Builder, JoinHandle};
-use std::time::{Duration, Instant};
+use std::ops::Range;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 
 use crossbeam_utils::CachePadded;
-use rustix::thread::futex;
+use thiserror::Error;
 
 use crate::affinity;
 use crate::cores;
-use crate::partition::Slots;
+use crate::topology::{NodeId, Topology};
+use seats::{Cores, Seats};
+use workers::Workers;
 
-/// Longer than the gaps between the loops of a step, shorter than anything a person or a power meter would notice.
-const SPIN: Duration = Duration::from_micros(80);
-
-/// With more threads than CPUs, whoever spins keeps off the CPU the one it waits for.
-const SPIN_OVERSUBSCRIBED: Duration = Duration::from_micros(2);
-
-/// Whether workers stay on one core each.
+/// Whether workers stay where they were put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pinning {
-    /// Each worker on a physical core of its own, spread evenly over the allowed ones.
+    /// Each worker on a physical core of its own, spread evenly over those of its node; with more threads than cores
+    /// each on any core of its node.
     ///
     /// The calling thread is left as it is, because threads that it spawns would inherit its pin; one core is kept
-    /// free for it, and the kernel finds that core. A thread that only drives the pool may pin itself there with
-    /// [`affinity::pin_current_thread`] and [`Pool::caller_cpus`].
+    /// free for it, and the kernel finds that core. A thread that only drives the pool, and every one that drives a pool
+    /// of several nodes, should [pin itself there](Pool::pin_caller).
     Pinned,
     /// Wherever the kernel puts them.
     Free,
 }
 
-/// What every worker runs in one epoch: the argument is the worker's index.
-type Body<'a> = &'a (dyn Fn(usize) + Sync + 'a);
-
-struct Shared {
-    /// Changes once for every job.
-    epoch: CachePadded<AtomicU32>,
-    /// Workers that sleep, or are about to, until `epoch` changes.
-    sleepers: CachePadded<AtomicU32>,
-    /// Workers that have not yet left this epoch's job.
-    remaining: CachePadded<AtomicU32>,
-    /// The caller sleeps, or is about to, until `remaining` is zero.
-    caller_sleeps: AtomicBool,
-    /// This epoch's body, on the caller's stack; null tells the workers to end.
-    job: AtomicPtr<Body<'static>>,
-    spin: Duration,
+/// The workers of one node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerNode {
+    /// The kernel's number; none where the pool takes the machine as one.
+    pub id: Option<NodeId>,
+    /// Their indices; never empty.
+    pub workers: Range<usize>,
 }
 
-impl Shared {
-    /// Hands `job` to every worker.
-    fn publish(&self, job: *mut Body<'static>, workers: u32) {
-        self.job.store(job, Relaxed);
-        self.remaining.store(workers, Relaxed);
-        self.epoch.fetch_add(1, SeqCst);
-        if self.sleepers.load(SeqCst) > 0 {
-            // It fails only for arguments that these are not; nobody asleep is no error.
-            let _ = futex::wake(&self.epoch, futex::Flags::PRIVATE, i32::MAX as u32);
-        }
-    }
-
-    /// Waits for an epoch other than `seen`.
-    fn next_epoch(&self, seen: u32) -> u32 {
-        if !spin_until(self.spin, || self.epoch.load(Acquire) != seen) {
-            self.sleepers.fetch_add(1, SeqCst);
-            while self.epoch.load(SeqCst) == seen {
-                // Signals and a changed value end it early, which the loop covers.
-                let _ = futex::wait(&self.epoch, futex::Flags::PRIVATE, seen, None);
-            }
-            self.sleepers.fetch_sub(1, Relaxed);
-        }
-        self.epoch.load(Acquire)
-    }
-
-    /// Says that the calling worker is out of the job for good.
-    fn leave(&self) {
-        if self.remaining.fetch_sub(1, SeqCst) == 1 && self.caller_sleeps.load(SeqCst) {
-            let _ = futex::wake(&self.remaining, futex::Flags::PRIVATE, 1);
-        }
-    }
-
-    /// Waits until every worker is out of the job.
-    fn wait_for_all(&self) {
-        if spin_until(self.spin, || self.remaining.load(Acquire) == 0) {
-            return;
-        }
-        self.caller_sleeps.store(true, SeqCst);
-        loop {
-            match self.remaining.load(SeqCst) {
-                0 => break,
-                some => {
-                    let _ = futex::wait(&self.remaining, futex::Flags::PRIVATE, some, None);
-                }
-            }
-        }
-        self.caller_sleeps.store(false, Relaxed);
-    }
-
-    fn work(&self, worker: usize) {
-        let mut seen = 0;
-        loop {
-            seen = self.next_epoch(seen);
-            let Some(job) = NonNull::new(self.job.load(Relaxed)) else { return };
-            // SAFETY: the caller stays in `dispatch`, where the body lives, until this worker has left (module comment).
-            let body: &Body<'_> = unsafe { job.as_ref() };
-            body(worker);
-            self.leave();
-        }
-    }
+/// Why a pool did not start; inside an [`io::Error`].
+#[derive(Debug, Error)]
+pub enum PoolError {
+    /// A node would have memory and nobody to read it.
+    #[error("{threads} threads are too few for {nodes} nodes: give each node one, or take the machine as one node")]
+    TooFewThreads {
+        /// Threads asked for.
+        threads: usize,
+        /// Nodes with cores.
+        nodes: usize,
+    },
+    /// No node has cores.
+    #[error("a pool needs a node with cores, and this topology has none")]
+    NoCores,
+    /// The kernel does not run a thread there.
+    #[error(
+        "cannot keep worker {worker} on CPUs {cpus:?}: {source}; they have to exist and be allowed (taskset, cpuset), so a \
+         topology that was given by hand has to be this machine's"
+    )]
+    Seat {
+        /// Index of the worker.
+        worker: usize,
+        /// Where it should be.
+        cpus: Vec<usize>,
+        /// The system's answer.
+        source: io::Error,
+    },
 }
 
-/// Spins until `done`, but not much longer than `limit`; whether it is done.
-fn spin_until(limit: Duration, done: impl Fn() -> bool) -> bool {
-    let start = Instant::now();
-    loop {
-        // Several pauses to one look at the clock, which on some CPUs costs as much as all of them.
-        for _ in 0..16 {
-            if done() {
-                return true;
-            }
-            std::hint::spin_loop();
-        }
-        if start.elapsed() >= limit {
-            return done();
-        }
+impl From<PoolError> for io::Error {
+    fn from(error: PoolError) -> Self {
+        let kind = match &error {
+            PoolError::TooFewThreads { .. } | PoolError::NoCores => io::ErrorKind::InvalidInput,
+            PoolError::Seat { source, .. } => source.kind(),
+        };
+        Self::new(kind, error)
     }
 }
 
 /// Workers that are made once and used for every parallel loop of the process.
 ///
-/// Loops are [`run`](Self::run), [`chunks`](Self::chunks) and [`tiles`](Self::tiles). None allocates. Which worker gets
-/// which task is left to chance, so a task's result must not depend on its scratch space. A panic in a task goes on in
-/// the caller, after all workers have come back; tasks not begun by then may have run or not, and the pool stays usable.
+/// Loops are [`run`](Self::run), [`chunks`](Self::chunks), [`tiles`](Self::tiles), and
+/// [`tiles_on_nodes`](Self::tiles_on_nodes). None allocates. Which worker gets which task is left to chance, within a
+/// node where the task belongs to one, so a task's result must not depend on its scratch space. A panic in a task goes on
+/// in the caller, after all workers have come back; tasks not begun by then may have run or not, and the pool stays
+/// usable.
 #[derive(Debug)]
 pub struct Pool {
-    shared: Arc<Shared>,
-    workers: Vec<JoinHandle<()>>,
-    threads: NonZeroUsize,
+    workers: Workers,
+    nodes: Vec<WorkerNode>,
+    /// Index of each worker's node.
+    node_of_worker: Box<[usize]>,
+    /// The next task of each node, each on a cache line that no other node's workers write.
+    claims: Box<[CachePadded<AtomicUsize>]>,
     pinned: bool,
     caller_cpus: Vec<usize>,
 }
 
+/// Keeps the calling thread on its core of a pool; when dropped, the thread may go where it could before.
+///
+/// It cannot leave its thread.
+#[derive(Debug)]
+#[must_use = "the thread is free again as soon as this is dropped"]
+pub struct CallerPin {
+    before: Vec<usize>,
+    thread: PhantomData<*const ()>,
+}
+
+impl Drop for CallerPin {
+    fn drop(&mut self) {
+        // CPUs that went offline meanwhile are no error, and if none is left the kernel has already moved the thread.
+        let _ = affinity::pin_current_thread(&self.before);
+    }
+}
+
 impl Pool {
-    /// A pool of `threads`, of which the calling thread is one: `threads - 1` are started.
+    /// A pool of `threads`, of which the calling thread is one: `threads - 1` are started. All cores are one node.
     ///
-    /// With more threads than allowed physical cores [`Pinning::Pinned`] becomes [`Pinning::Free`];
-    /// [`pinned`](Self::pinned) tells.
+    /// With more threads than allowed physical cores no worker has one of its own; [`pinned`](Self::pinned) tells.
     ///
     /// # Errors
     /// When the system refuses a thread or its placement; threads started before that are gone again.
     pub fn new(threads: NonZeroUsize, pinning: Pinning) -> io::Result<Self> {
-        let cores: Vec<_> = cores::allowed()?.into_iter().map(|core| core.cpus).collect();
-        let allowed_cpus: usize = cores.iter().map(Vec::len).sum();
-        let pinned = pinning == Pinning::Pinned && threads.get() <= cores.len();
-        let cores_of_threads: Vec<Vec<usize>> = if pinned {
-            (0..threads.get()).map(|thread| cores[thread * cores.len() / threads].clone()).collect()
-        } else {
-            vec![cores.concat(); threads.get()]
-        };
-        let spin = if threads.get() > allowed_cpus { SPIN_OVERSUBSCRIBED } else { SPIN };
-        let mut pool = Self {
-            shared: Arc::new(Shared {
-                epoch: CachePadded::new(AtomicU32::new(0)),
-                sleepers: CachePadded::new(AtomicU32::new(0)),
-                remaining: CachePadded::new(AtomicU32::new(0)),
-                caller_sleeps: AtomicBool::new(false),
-                job: AtomicPtr::new(ptr::null_mut()),
-                spin,
-            }),
-            workers: Vec::with_capacity(threads.get() - 1),
-            threads,
-            pinned,
-            caller_cpus: cores_of_threads[0].clone(),
-        };
-        let (placed, placements) = mpsc::channel();
-        for (worker, cpus) in cores_of_threads.into_iter().enumerate().skip(1) {
-            let (shared, placed) = (Arc::clone(&pool.shared), placed.clone());
-            pool.workers.push(Builder::new().name(format!("worker-{worker}")).spawn(move || {
-                let placement = if pinned { affinity::pin_current_thread(&cpus) } else { Ok(()) };
-                // The receiver is gone only when another thread failed to start, and then the pool ends anyway.
-                let _ = placed.send(placement);
-                // `new` listens until the last sender is gone.
-                drop(placed);
-                shared.work(worker);
-            })?);
+        Self::start(threads, pinning, &[Cores { id: None, cores: cores::allowed()? }])
+    }
+
+    /// A pool whose workers belong to the nodes of `topology` that have cores, spread evenly over these.
+    ///
+    /// To use some nodes only, take the others out of [`Topology::nodes`]. With [`Pinning::Free`] workers belong to
+    /// nodes and run anywhere, which is how several nodes are tested on a machine with one.
+    ///
+    /// # Errors
+    /// [`PoolError`] when there are fewer threads than nodes or the kernel does not run a worker at its place, and when
+    /// the system refuses a thread; threads started before that are gone again.
+    pub fn on_nodes(threads: NonZeroUsize, pinning: Pinning, topology: &Topology) -> io::Result<Self> {
+        let nodes = topology.nodes.iter().filter(|node| !node.cores.is_empty());
+        let nodes: Vec<_> = nodes.map(|node| Cores { id: Some(node.id), cores: node.cores.clone() }).collect();
+        if nodes.is_empty() {
+            return Err(PoolError::NoCores.into());
         }
-        drop(placed);
-        placements.iter().collect::<io::Result<()>>()?;
-        Ok(pool)
+        Self::start(threads, pinning, &nodes)
+    }
+
+    fn start(threads: NonZeroUsize, pinning: Pinning, nodes: &[Cores]) -> io::Result<Self> {
+        let seats = Seats::new(threads, pinning, nodes)?;
+        Ok(Self {
+            workers: Workers::start(&seats)?,
+            node_of_worker: seats.node_of_worker(),
+            claims: nodes.iter().map(|_| CachePadded::default()).collect(),
+            pinned: seats.pinned,
+            caller_cpus: seats.cpus[0].clone(),
+            nodes: seats.nodes,
+        })
     }
 
     /// How many threads work in a loop, the caller among them: the length of every `scratch`.
     pub fn threads(&self) -> usize {
-        self.threads.get()
+        self.workers.count()
+    }
+
+    /// The nodes and their workers, in the order of the topology; one without a number for [`Pool::new`].
+    pub fn nodes(&self) -> &[WorkerNode] {
+        &self.nodes
+    }
+
+    /// Workers of each node: what [`Slices`](crate::Slices) divides by.
+    pub fn worker_counts(&self) -> Vec<usize> {
+        self.nodes.iter().map(|node| node.workers.len()).collect()
+    }
+
+    /// The index in [`nodes`](Self::nodes) of a worker's node.
+    ///
+    /// # Panics
+    /// When there is no such worker.
+    pub fn node_of_worker(&self, worker: usize) -> usize {
+        self.node_of_worker[worker]
     }
 
     /// Whether every worker has a physical core of its own.
@@ -230,9 +200,23 @@ impl Pool {
         self.pinned
     }
 
-    /// The CPUs that the calling thread is best on: the core that no worker has, or all allowed ones without pinning.
+    /// The CPUs that the calling thread is best on: the core that no worker has, or with more threads than cores all
+    /// those of its node, or without pinning all.
     pub fn caller_cpus(&self) -> &[usize] {
         &self.caller_cpus
+    }
+
+    /// Keeps the calling thread, as worker 0, on [`caller_cpus`](Self::caller_cpus) until the answer is dropped.
+    ///
+    /// Threads that it spawns meanwhile inherit this, and it sees those CPUs as all that it may use.
+    ///
+    /// # Errors
+    /// [`PoolError::Seat`] when the kernel does not run the thread there.
+    pub fn pin_caller(&self) -> io::Result<CallerPin> {
+        let before = affinity::allowed_cpus()?;
+        let cpus = self.caller_cpus.clone();
+        affinity::pin_current_thread(&cpus).map_err(|source| PoolError::Seat { worker: 0, cpus, source })?;
+        Ok(CallerPin { before, thread: PhantomData })
     }
 
     /// Calls `task(scratch of the worker, index)` once for every index below `tasks`, in any order and at the same time.
@@ -240,14 +224,14 @@ impl Pool {
     /// # Panics
     /// When `scratch` has not [`threads`](Self::threads) elements, and with a task's own panic.
     pub fn run<S: Send>(&mut self, scratch: &mut [S], tasks: usize, task: impl Fn(&mut S, usize) + Sync) {
-        if tasks <= 1 || self.workers.is_empty() {
+        if tasks <= 1 || self.threads() == 1 {
             // Waking others for one task only adds a hand-over.
-            self.check_scratch(scratch);
+            self.workers.check_scratch(scratch);
             (0..tasks).for_each(|index| task(&mut scratch[0], index));
             return;
         }
         let next = CachePadded::new(AtomicUsize::new(0));
-        self.broadcast(scratch, |scratch, _| {
+        self.workers.broadcast(scratch, |scratch, _| {
             loop {
                 let index = next.fetch_add(1, Relaxed);
                 if index >= tasks {
@@ -264,74 +248,33 @@ impl Pool {
     /// # Panics
     /// When `scratch` has not [`threads`](Self::threads) elements, and with a task's own panic.
     pub fn broadcast<S: Send>(&mut self, scratch: &mut [S], task: impl Fn(&mut S, usize) + Sync) {
-        self.check_scratch(scratch);
-        let scratch = Slots::new(scratch);
-        let first_panic = Mutex::new(None);
-        self.dispatch(&|worker| {
-            // SAFETY: every worker of an epoch has an index of its own, below the length that was checked.
-            let scratch = unsafe { scratch.slot(worker) };
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| task(scratch, worker))) {
-                keep_first(&first_panic, panic);
-            }
+        self.workers.broadcast(scratch, task);
+    }
+
+    /// Calls `work(scratch, node, next task)` once on each worker; a call that is told an index has it alone among the
+    /// workers of its node, and indices of one call ascend.
+    pub(crate) fn claim_on_nodes<S: Send>(
+        &mut self,
+        scratch: &mut [S],
+        work: impl Fn(&mut S, usize, &dyn Fn() -> usize) + Sync,
+    ) {
+        let Self { workers, node_of_worker, claims, .. } = self;
+        for claim in &mut *claims {
+            *claim.get_mut() = 0;
+        }
+        workers.broadcast(scratch, |scratch, worker| {
+            let node = node_of_worker[worker];
+            work(scratch, node, &|| claims[node].fetch_add(1, Relaxed));
         });
-        if let Some(panic) = first_panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            resume_unwind(panic);
-        }
-    }
-
-    fn check_scratch<S>(&self, scratch: &[S]) {
-        assert_eq!(scratch.len(), self.threads(), "a pool needs one scratch element for each of its threads");
-    }
-
-    /// Runs `body` once on every thread and returns when all have left it. `body` must not unwind.
-    fn dispatch(&mut self, body: Body<'_>) {
-        // An unwinding body would leave this frame while workers are in it; there is no way on from there.
-        let no_unwind = AbortOnUnwind;
-        let workers = u32::try_from(self.workers.len()).expect("the system has fewer threads than that");
-        self.shared.publish(ptr::from_ref(&body).cast_mut().cast(), workers);
-        body(0);
-        self.shared.wait_for_all();
-        std::mem::forget(no_unwind);
-    }
-}
-
-struct AbortOnUnwind;
-
-impl Drop for AbortOnUnwind {
-    fn drop(&mut self) {
-        std::process::abort();
-    }
-}
-
-fn keep_first(first: &Mutex<Option<Box<dyn Any + Send>>>, panic: Box<dyn Any + Send>) {
-    let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
-    if first.is_none() {
-        *first = Some(panic);
-    } else {
-        // A payload may panic when it is dropped, and this worker must reach its exit.
-        std::mem::forget(panic);
-    }
-}
-
-impl Drop for Pool {
-    fn drop(&mut self) {
-        self.shared.publish(ptr::null_mut(), 0);
-        for worker in self.workers.drain(..) {
-            // A worker cannot panic: what it runs catches.
-            let _ = worker.join();
-        }
-    }
-}
-
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("epoch", &self.epoch).field("spin", &self.spin).finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicU64;
+    use std::any::Any;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::atomic::{AtomicU32, AtomicU64};
+    use std::time::Duration;
 
     use super::*;
 
@@ -388,7 +331,7 @@ mod tests {
             for round in 0..3000 {
                 pool.run(&mut sums, 5, |sum, index| *sum += round * 5 + index);
             }
-            assert_eq!(sums.iter().sum::<usize>(), (0..15_000).sum());
+            assert_eq!(sums.iter().sum::<usize>(), (0..15_000_usize).sum::<usize>());
         }
     }
 
@@ -507,7 +450,67 @@ mod tests {
     }
 
     #[test]
-    fn more_threads_than_cores_are_free_and_the_pool_says_so() {
+    fn a_caller_is_pinned_for_as_long_as_it_wants() {
+        let allowed = affinity::allowed_cpus().unwrap();
+        let pool = pool(1, Pinning::Pinned);
+        let pin = pool.pin_caller().unwrap();
+        assert_eq!(affinity::allowed_cpus().unwrap(), pool.caller_cpus());
+        drop(pin);
+        assert_eq!(affinity::allowed_cpus().unwrap(), allowed);
+    }
+
+    #[test]
+    fn workers_belong_to_the_nodes_of_the_topology_that_have_cores() {
+        let json = r#"{"nodes": [
+            {"id": 0, "cores": 0, "memory_bytes": 8, "distances": [10, 21, 21]},
+            {"id": 2, "cores": 2, "memory_bytes": 8, "distances": [21, 10, 21]},
+            {"id": 5, "cores": 2, "memory_bytes": 8, "distances": [21, 21, 10]}]}"#;
+        let topology = Topology::from_json(json).unwrap();
+        let pool = Pool::on_nodes(NonZeroUsize::new(5).unwrap(), Pinning::Free, &topology).unwrap();
+        let node = |id, workers| WorkerNode { id: Some(NodeId(id)), workers };
+        assert_eq!(pool.nodes(), [node(2, 0..3), node(5, 3..5)]);
+        assert_eq!(pool.worker_counts(), [3, 2]);
+        let nodes: Vec<_> = (0..5).map(|worker| pool.node_of_worker(worker)).collect();
+        assert_eq!(nodes, [0, 0, 0, 1, 1]);
+
+        let one = Pool::new(NonZeroUsize::new(2).unwrap(), Pinning::Free).unwrap();
+        assert_eq!(one.nodes(), [WorkerNode { id: None, workers: 0..2 }]);
+    }
+
+    #[test]
+    fn a_pool_on_this_machines_nodes_has_every_worker_on_a_core_of_its_node() {
+        let topology = Topology::discover().unwrap();
+        let threads = topology.core_count();
+        let mut pool = Pool::on_nodes(NonZeroUsize::new(threads).unwrap(), Pinning::Pinned, &topology).unwrap();
+        assert!(pool.pinned());
+        let _pin = pool.pin_caller().unwrap();
+        let mut places = vec![vec![]; threads];
+        pool.broadcast(&mut places, |place, _| *place = affinity::allowed_cpus().unwrap());
+        let with_cores: Vec<_> = topology.nodes.iter().filter(|node| !node.cores.is_empty()).collect();
+        for (worker, place) in places.iter().enumerate() {
+            let node = with_cores[pool.node_of_worker(worker)];
+            assert!(node.cores.iter().any(|core| core.cpus == *place), "worker {worker} on {place:?}");
+        }
+    }
+
+    #[test]
+    fn a_pool_that_cannot_be_says_why() {
+        let pool = |threads: usize, topology: &Topology| {
+            Pool::on_nodes(NonZeroUsize::new(threads).unwrap(), Pinning::Pinned, topology).unwrap_err().to_string()
+        };
+        let message = pool(1, &Topology::parse("2x1").unwrap());
+        assert!(message.contains("1 threads are too few for 2 nodes"), "{message}");
+        assert!(pool(1, &Topology { nodes: vec![] }).contains("has none"));
+
+        // CPUs that no machine has.
+        let mut topology = Topology::parse("1x2").unwrap();
+        topology.nodes[0].cores.iter_mut().for_each(|core| core.cpus = vec![1023]);
+        let message = pool(2, &topology);
+        assert!(message.contains("worker 1 on CPUs [1023]") && message.contains("by hand"), "{message}");
+    }
+
+    #[test]
+    fn more_threads_than_cores_have_none_of_their_own_and_the_pool_says_so() {
         let cores: Vec<_> = cores::allowed().unwrap().into_iter().map(|core| core.cpus).collect();
         assert!(!pool(cores.len() + 1, Pinning::Pinned).pinned());
         assert!(!pool(1, Pinning::Free).pinned());

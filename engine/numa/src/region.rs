@@ -3,9 +3,13 @@
 //! A decode step walks through gigabytes, and with pages of 4 KiB it would walk page tables as often as weights. The
 //! kernel gives large pages only to whole aligned 2 MiB that asked before they were touched. Core dumps leave these
 //! mappings out: they would be as large as the model, and hold a person's notes.
+//!
+//! On a machine with several nodes a region can be bound to one. The kernel then takes its pages from there or not at
+//! all, and when the node is full it does not say so but ends the process; so [`Region::prefault`] counts first.
 
 use std::io;
 use std::ptr::{self, NonNull};
+use std::slice::ChunksMut;
 use std::sync::Mutex;
 
 use rustix::io::Errno;
@@ -13,7 +17,10 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 use rustix::param::page_size;
 use thiserror::Error;
 
+use crate::kernel_files::{self, Read};
+use crate::placement::{self, Placement};
 use crate::pool::Pool;
+use crate::topology::NodeId;
 
 /// Alignment of a region, and the page size that it asks for, in bytes.
 pub const HUGE_PAGE: usize = 2 << 20;
@@ -33,6 +40,8 @@ pub struct Region {
     /// First multiple of [`HUGE_PAGE`] in the mapping.
     start: NonNull<u8>,
     bytes: usize,
+    /// Where its pages have to be.
+    node: Option<NodeId>,
 }
 
 // SAFETY: a region owns its mapping alone, as a boxed slice owns its bytes.
@@ -64,22 +73,98 @@ pub enum RegionError {
     },
     /// There are not enough pages behind the addresses.
     #[error(
-        "cannot fill {bytes} bytes of memory with pages ({errno}): the machine or its control group has too little \
-         free; `nightmonk plan` says what fits"
+        "cannot fill {bytes} bytes of memory{} with pages ({errno}): the machine or its control group has too little \
+         free; `nightmonk plan` says what fits", on(*node)
     )]
     Prefault {
+        /// Size of the region.
+        bytes: usize,
+        /// The node that it is bound to.
+        node: Option<NodeId>,
+        /// The kernel's answer.
+        errno: Errno,
+    },
+    /// The kernel does not bind memory to this node.
+    #[error("cannot bind {bytes} bytes of memory to node {node} ({errno}): {}", bind_help(*errno))]
+    Bind {
+        /// Size asked for.
+        bytes: usize,
+        /// The node.
+        node: NodeId,
+        /// The kernel's answer.
+        errno: Errno,
+    },
+    /// The node has less memory than the region still needs.
+    #[error(
+        "node {node} has {free_bytes} bytes of memory that are free or can be freed, and {needed_bytes} more are needed \
+         for {bytes} bytes there: end what else uses the node (`numastat -m` shows it), or use fewer bytes a node"
+    )]
+    NodeFull {
+        /// Size of the region.
+        bytes: usize,
+        /// The node that it is bound to.
+        node: NodeId,
+        /// Of these, bytes that have no page yet.
+        needed_bytes: u64,
+        /// What the node could still give.
+        free_bytes: u64,
+    },
+    /// The kernel does not say where pages are.
+    #[error(
+        "cannot ask on which nodes {bytes} bytes of memory are ({errno}): if this is a container, allow move_pages \
+         (CAP_SYS_NICE or a seccomp profile)"
+    )]
+    Query {
         /// Size of the region.
         bytes: usize,
         /// The kernel's answer.
         errno: Errno,
     },
+    /// The kernel does not keep so much in memory for this process.
+    #[error(
+        "cannot lock {bytes} bytes in memory ({errno}): the limit is {}; raise it with `ulimit -l unlimited`, or with \
+         LimitMEMLOCK=infinity in the systemd unit", limit.map_or("unlimited".to_owned(), |limit| format!("{limit} bytes"))
+    )]
+    Lock {
+        /// Size of the region.
+        bytes: usize,
+        /// What this process may lock in all, if not everything.
+        limit: Option<u64>,
+        /// The kernel's answer.
+        errno: Errno,
+    },
+}
+
+fn on(node: Option<NodeId>) -> String {
+    node.map_or(String::new(), |node| format!(" on node {node}"))
+}
+
+fn bind_help(errno: Errno) -> &'static str {
+    match errno {
+        Errno::INVAL => {
+            "the kernel has no such node with memory, or this process may not use it; see \
+             /sys/devices/system/node/has_memory, and Mems_allowed_list in /proc/self/status"
+        }
+        Errno::NOSYS => "this kernel was built without memory policies (CONFIG_NUMA); run without placement",
+        Errno::PERM => {
+            "if this is a container, allow mbind (CAP_SYS_NICE or a seccomp profile), or run without placement"
+        }
+        _ => "run without placement",
+    }
 }
 
 impl From<RegionError> for io::Error {
     fn from(error: RegionError) -> Self {
-        let (RegionError::Map { errno, .. } | RegionError::Advise { errno, .. } | RegionError::Prefault { errno, .. }) =
-            error;
-        Self::new(Self::from(errno).kind(), error)
+        let kind = match error {
+            RegionError::NodeFull { .. } => io::ErrorKind::OutOfMemory,
+            RegionError::Map { errno, .. }
+            | RegionError::Advise { errno, .. }
+            | RegionError::Prefault { errno, .. }
+            | RegionError::Bind { errno, .. }
+            | RegionError::Query { errno, .. }
+            | RegionError::Lock { errno, .. } => Self::from(errno).kind(),
+        };
+        Self::new(kind, error)
     }
 }
 
@@ -89,6 +174,18 @@ impl Region {
     /// # Errors
     /// [`RegionError`] when the kernel refuses the mapping.
     pub fn anonymous(bytes: usize) -> io::Result<Self> {
+        Self::new(bytes, None)
+    }
+
+    /// `bytes` of zeros like those of [`anonymous`](Self::anonymous), whose pages will be on `node` whoever touches them.
+    ///
+    /// # Errors
+    /// [`RegionError`] when the kernel refuses the mapping, has no such node, or binds no memory.
+    pub fn on_node(bytes: usize, node: NodeId) -> io::Result<Self> {
+        Self::new(bytes, Some(node))
+    }
+
+    fn new(bytes: usize, node: Option<NodeId>) -> io::Result<Self> {
         let no_room = RegionError::Map { bytes, errno: Errno::NOMEM };
         // Whole large pages up to the last byte, and one more to align the first.
         let mapping_bytes =
@@ -101,7 +198,12 @@ impl Region {
         let mapping = NonNull::new(mapping.cast::<u8>()).ok_or(no_room)?;
         let start = mapping.map_addr(|address| address.saturating_add(address.get().wrapping_neg() % HUGE_PAGE));
         // From here on, an error drops the region and with it the mapping.
-        let region = Self { mapping, mapping_bytes, start, bytes };
+        let region = Self { mapping, mapping_bytes, start, bytes, node };
+        if let Some(node) = node {
+            // SAFETY: the mapping is this region's, and whole.
+            let bound = unsafe { placement::bind(mapping, mapping_bytes, node) };
+            bound.map_err(|errno| RegionError::Bind { bytes, node, errno })?;
+        }
         match region.advise(Advice::LinuxHugepage) {
             // A kernel without large pages has no such advice; `MemoryFacts` tells, and small pages work.
             Ok(()) | Err(Errno::INVAL) => {}
@@ -128,30 +230,146 @@ impl Region {
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.bytes) }
     }
 
+    /// The node that it is bound to.
+    pub fn node(&self) -> Option<NodeId> {
+        self.node
+    }
+
     /// Takes memory for every page now, and leaves the contents as they are.
     ///
     /// With a pool its workers share the work: zeroing 1 TB on one core takes minutes.
     ///
     /// # Errors
-    /// [`RegionError::Prefault`] when the kernel has too few pages. A control group over its limit is killed instead,
-    /// so a plan has to come first.
+    /// [`RegionError::NodeFull`] when the node of a bound region has too little, [`RegionError::Prefault`] when the
+    /// kernel has too few pages. A control group over its limit is killed instead, so a plan has to come first.
     pub fn prefault(&mut self, pool: Option<&mut Pool>) -> io::Result<()> {
-        let bytes = self.bytes;
-        let failure = match pool {
-            None => self.as_mut_slice().chunks_mut(PREFAULT_STEP).find_map(|part| populate(part).err()),
-            Some(pool) => {
-                let failure = Mutex::new(None);
-                let mut scratch = vec![(); pool.threads()];
-                pool.chunks(&mut scratch, self.as_mut_slice(), PREFAULT_STEP, |(), _, part| {
-                    if let Err(errno) = populate(part) {
-                        *failure.lock().expect("nothing panics while it holds this") = Some(errno);
-                    }
-                });
-                failure.into_inner().expect("nothing panics while it holds this")
+        match pool {
+            Some(pool) => Self::prefault_all(std::slice::from_mut(self), pool),
+            None => {
+                check_nodes(std::slice::from_ref(self), &kernel_files::read)?;
+                let (bytes, node) = (self.bytes, self.node);
+                let failed = |errno| RegionError::Prefault { bytes, node, errno }.into();
+                self.as_mut_slice().chunks_mut(PREFAULT_STEP).try_for_each(populate).map_err(failed)
             }
-        };
-        failure.map_or(Ok(()), |errno| Err(RegionError::Prefault { bytes, errno }.into()))
+        }
     }
+
+    /// [`prefault`](Self::prefault) of several regions at once, each by the workers of its node: zeros that come from
+    /// another node cross the machine.
+    ///
+    /// A region that is bound to no node of the pool is filled by all.
+    ///
+    /// # Errors
+    /// As [`prefault`](Self::prefault), of the first region that fails.
+    pub fn prefault_all(regions: &mut [Self], pool: &mut Pool) -> io::Result<()> {
+        check_nodes(regions, &kernel_files::read)?;
+        let filling = |region| Filling::new(region, pool);
+        let fillings: Vec<_> = regions.iter_mut().map(filling).collect();
+        let homes: Vec<_> = (0..pool.threads()).map(|worker| pool.node_of_worker(worker)).collect();
+        let failure = Mutex::new(None);
+        pool.broadcast(&mut vec![(); homes.len()], |(), worker| {
+            for filling in fillings.iter().filter(|filling| filling.by.is_none_or(|node| node == homes[worker])) {
+                while let Some(part) = filling.next_part() {
+                    if let Err(errno) = populate(part) {
+                        let Filling { bytes, node, .. } = *filling;
+                        *failure.lock().expect(NO_PANIC) = Some(RegionError::Prefault { bytes, node, errno });
+                        return;
+                    }
+                }
+            }
+        });
+        failure.into_inner().expect(NO_PANIC).map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Where its pages are, asked for the first page of each 2 MiB. Nothing is touched.
+    ///
+    /// # Errors
+    /// [`RegionError::Query`] when the kernel does not say.
+    pub fn placement(&self) -> io::Result<Placement> {
+        self.placement_by(HUGE_PAGE)
+    }
+
+    /// Where each of its pages is, counted in pages of the machine's base size: exact, and slow for a large region.
+    ///
+    /// # Errors
+    /// [`RegionError::Query`] when the kernel does not say.
+    pub fn exact_placement(&self) -> io::Result<Placement> {
+        self.placement_by(page_size())
+    }
+
+    fn placement_by(&self, step: usize) -> io::Result<Placement> {
+        let bytes = self.bytes;
+        placement::query(self.start, bytes, step).map_err(|errno| RegionError::Query { bytes, errno }.into())
+    }
+
+    /// Keeps all its pages in memory, whatever else needs some; those that nobody touched are taken now, so prefault
+    /// first.
+    ///
+    /// # Errors
+    /// [`RegionError::Lock`], mostly because of the limit for locked memory, which is small where nobody raised it.
+    pub fn lock(&self) -> io::Result<()> {
+        // SAFETY: the range is in the mapping, and locking changes no byte.
+        unsafe { rustix::mm::mlock(self.start.as_ptr().cast(), self.bytes) }.map_err(|errno| {
+            let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
+            RegionError::Lock { bytes: self.bytes, limit, errno }.into()
+        })
+    }
+}
+
+/// Why a lock is never poisoned.
+const NO_PANIC: &str = "nothing panics while it holds this";
+
+/// A region that workers fill, part by part.
+struct Filling<'a> {
+    bytes: usize,
+    node: Option<NodeId>,
+    /// The node of the pool whose workers do it; none if all do.
+    by: Option<usize>,
+    parts: Mutex<ChunksMut<'a, u8>>,
+}
+
+impl<'a> Filling<'a> {
+    fn new(region: &'a mut Region, pool: &Pool) -> Self {
+        let (bytes, node) = (region.bytes, region.node);
+        let by = pool.nodes().iter().position(|home| home.id.is_some() && home.id == node);
+        Self { bytes, node, by, parts: Mutex::new(region.as_mut_slice().chunks_mut(PREFAULT_STEP)) }
+    }
+
+    fn next_part(&self) -> Option<&'a mut [u8]> {
+        self.parts.lock().expect(NO_PANIC).next()
+    }
+}
+
+/// Refuses what the nodes of bound regions cannot give: past that point the kernel ends processes instead of failing.
+fn check_nodes(regions: &[Region], read: Read<'_>) -> io::Result<()> {
+    // What regions before this one will take from each node.
+    let mut promised: Vec<(NodeId, u64)> = Vec::new();
+    for region in regions {
+        let Some(node) = region.node else { continue };
+        let untouched = region.placement()?.untouched * HUGE_PAGE;
+        let at = promised.iter().position(|(id, _)| *id == node).unwrap_or_else(|| {
+            promised.push((node, 0));
+            promised.len() - 1
+        });
+        promised[at].1 += untouched.min(region.bytes) as u64;
+        let needed_bytes = promised[at].1;
+        // Without the file there is nothing to count by, and the kernel has the last word anyway.
+        let Some(free_bytes) = node_free_bytes(node, read) else { continue };
+        if needed_bytes > free_bytes {
+            return Err(RegionError::NodeFull { bytes: region.bytes, node, needed_bytes, free_bytes }.into());
+        }
+    }
+    Ok(())
+}
+
+/// What a node can still give: its free memory, and what the kernel may drop for it, less what it keeps for itself.
+fn node_free_bytes(node: NodeId, read: Read<'_>) -> Option<u64> {
+    let meminfo = read(&format!("/sys/devices/system/node/node{node}/meminfo"))?;
+    let bytes = |field| kernel_files::bytes_field(&meminfo, field);
+    let droppable = ["Active(file)", "Inactive(file)", "SReclaimable"].into_iter().filter_map(bytes);
+    let free = bytes("MemFree")?.saturating_add(droppable.fold(0, u64::saturating_add));
+    let reserve_kib = read("/proc/sys/vm/min_free_kbytes").and_then(|text| text.trim().parse::<u64>().ok());
+    Some(free.saturating_sub(reserve_kib.unwrap_or(0).saturating_mul(1024)))
 }
 
 /// Takes memory for `part`, which begins on a page.
@@ -182,109 +400,4 @@ impl Drop for Region {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::num::NonZeroUsize;
-
-    use super::*;
-    use crate::pool::Pinning;
-
-    /// Value of a field of the mapping that holds `address`, in `/proc/self/smaps`.
-    fn smaps(address: usize, name: &str) -> String {
-        let text = std::fs::read_to_string("/proc/self/smaps").unwrap();
-        let mut inside = false;
-        for line in text.lines() {
-            let range = line.split(' ').next().and_then(|range| range.split_once('-'));
-            if let Some((from, to)) = range {
-                let bound = |hex| usize::from_str_radix(hex, 16).unwrap();
-                inside = (bound(from)..bound(to)).contains(&address);
-            } else if let Some((_, value)) = line.split_once(':').filter(|(key, _)| inside && *key == name) {
-                return value.trim().to_owned();
-            }
-        }
-        panic!("no mapping with {name} at {address:#x}");
-    }
-
-    /// Pages of the region that have memory.
-    fn resident_pages(region: &Region) -> usize {
-        let mut pages = vec![0_u8; region.bytes.div_ceil(page_size())];
-        // SAFETY: the range is the region's own, and the kernel writes one byte for each of its pages.
-        let rc = unsafe { libc::mincore(region.start.as_ptr().cast(), region.bytes, pages.as_mut_ptr()) };
-        assert_eq!(rc, 0);
-        pages.iter().filter(|&&page| page & 1 == 1).count()
-    }
-
-    #[test]
-    fn a_region_is_aligned_zero_writable_and_of_the_length_asked_for() {
-        for bytes in [1, 4096, HUGE_PAGE - 1, HUGE_PAGE, HUGE_PAGE + 1, 3 * HUGE_PAGE + 5] {
-            let mut region = Region::anonymous(bytes).unwrap();
-            assert_eq!(region.as_slice().as_ptr().addr() % HUGE_PAGE, 0);
-            assert_eq!(region.as_slice().len(), bytes);
-            assert!(region.as_slice().iter().all(|&byte| byte == 0));
-            region.as_mut_slice()[bytes - 1] = 7;
-            assert_eq!(region.as_slice()[bytes - 1], 7);
-        }
-    }
-
-    #[test]
-    fn no_bytes_are_fine() {
-        let mut region = Region::anonymous(0).unwrap();
-        region.prefault(None).unwrap();
-        assert!(region.as_mut_slice().is_empty());
-    }
-
-    #[test]
-    fn prefault_takes_every_page_and_changes_no_byte() {
-        const BYTES: usize = PREFAULT_STEP + HUGE_PAGE + 4097;
-        let mut pool = Pool::new(NonZeroUsize::new(3).unwrap(), Pinning::Free).unwrap();
-        for pool in [None, Some(&mut pool)] {
-            let mut region = Region::anonymous(BYTES).unwrap();
-            assert_eq!(resident_pages(&region), 0);
-            region.as_mut_slice()[BYTES - 1] = 9;
-            region.prefault(pool).unwrap();
-            assert_eq!(resident_pages(&region), BYTES.div_ceil(page_size()));
-            assert_eq!(region.as_slice()[BYTES - 1], 9);
-            assert!(region.as_slice()[..BYTES - 1].iter().all(|&byte| byte == 0));
-        }
-    }
-
-    #[test]
-    fn touching_takes_every_page_too() {
-        let mut region = Region::anonymous(HUGE_PAGE + 1).unwrap();
-        region.as_mut_slice()[3] = 5;
-        touch(region.as_mut_slice());
-        assert_eq!(resident_pages(&region), HUGE_PAGE / page_size() + 1);
-        assert_eq!(region.as_slice()[..5], [0, 0, 0, 5, 0]);
-    }
-
-    #[test]
-    fn the_mapping_asks_for_large_pages_and_stays_out_of_core_dumps() {
-        let region = Region::anonymous(HUGE_PAGE).unwrap();
-        let flags = smaps(region.start.addr().get(), "VmFlags");
-        assert!(flags.split(' ').any(|flag| flag == "dd"), "{flags}");
-        let has_thp = std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists();
-        assert_eq!(flags.split(' ').any(|flag| flag == "hg"), has_thp, "{flags}");
-    }
-
-    #[test]
-    fn an_impossible_size_is_an_error_that_names_it() {
-        for bytes in [usize::MAX, usize::MAX / 2] {
-            let error = Region::anonymous(bytes).unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
-            assert!(error.to_string().contains(&bytes.to_string()), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_dropped_region_is_unmapped() {
-        let mapped_bytes = || {
-            let status = std::fs::read_to_string("/proc/self/status").unwrap();
-            crate::kernel_files::bytes_field(&status, "VmSize").unwrap()
-        };
-        let before = mapped_bytes();
-        for _ in 0..256 {
-            drop(Region::anonymous(256 << 20).unwrap());
-        }
-        // All of them together are 64 GiB; other tests map a little meanwhile.
-        assert!(mapped_bytes() < before + (16 << 30));
-    }
-}
+mod tests;

@@ -4,7 +4,12 @@
 //! CPU (CXL) or CPUs and no memory, node numbers have gaps, and a container hides part of it all. So nothing is counted
 //! or ranged; each list is read, and cut to what is allowed.
 
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+mod description;
 
 use crate::cores::{self, Core};
 use crate::id_list;
@@ -14,6 +19,19 @@ const STATUS: &str = "/proc/thread-self/status";
 const NODE_ROOT: &str = "/sys/devices/system/node";
 const ONLINE: &str = "/sys/devices/system/node/online";
 const MEMINFO: &str = "/proc/meminfo";
+
+/// The kernel's number of a node, as `mbind` wants it.
+///
+/// It is no index: numbers have gaps, and nodes that may not be used are left out of every list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct NodeId(pub usize);
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 /// Nodes that this process may use in some way, ascending by number.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,8 +43,8 @@ pub struct Topology {
 /// Cores and memory that are near to each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// The kernel's number, as `mbind` wants it.
-    pub id: usize,
+    /// The kernel's number.
+    pub id: NodeId,
     /// Its allowed cores, in the order of [`cores::allowed`]; empty for a memory-only node.
     pub cores: Vec<Core>,
     /// Its memory in bytes; 0 where it has none or none is allowed.
@@ -69,6 +87,25 @@ pub enum TopologyError {
     /// Nothing is left after the cut to what is allowed.
     #[error("no node has a CPU that this process may use: check its cpuset")]
     NoCpu,
+    /// A topology that was given by hand is not one.
+    #[error(
+        "{origin} is no topology: {why}. Give nodes x cores, as in 2x32, or 2x32x384 with the GiB of each node, or a file \
+         with {{\"nodes\": [{{\"id\": 0, \"cores\": 32, \"memory_bytes\": 412316860416, \"distances\": [10, 21]}}, …]}}"
+    )]
+    Description {
+        /// The text or the file.
+        origin: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The file of a topology that was given by hand is not there.
+    #[error("cannot read the topology {path}: {why}")]
+    Unreadable {
+        /// The file.
+        path: String,
+        /// What the system says.
+        why: String,
+    },
 }
 
 impl Topology {
@@ -97,7 +134,7 @@ impl Topology {
             let memory_bytes =
                 if allowed_nodes.binary_search(&id).is_ok() { memory_total(&path("meminfo"), read)? } else { 0 };
             let distances = distances(&path("distance"), &required(read, &path("distance"))?, online.len())?;
-            nodes.push(Node { id, cores: cores::group(&cpus, read), memory_bytes, distances });
+            nodes.push(Node { id: NodeId(id), cores: cores::group(&cpus, read), memory_bytes, distances });
         }
         let kept: Vec<bool> = nodes.iter().map(|node| !node.cores.is_empty() || node.memory_bytes > 0).collect();
         for node in &mut nodes {
@@ -112,7 +149,7 @@ impl Topology {
     fn without_nodes(allowed_cpus: &[usize], read: Read<'_>) -> Result<Self, TopologyError> {
         let cores = cores::group(allowed_cpus, read);
         let memory_bytes = memory_total(MEMINFO, read)?;
-        Self { nodes: vec![Node { id: 0, cores, memory_bytes, distances: vec![10] }] }.with_a_cpu()
+        Self { nodes: vec![Node { id: NodeId(0), cores, memory_bytes, distances: vec![10] }] }.with_a_cpu()
     }
 
     fn with_a_cpu(self) -> Result<Self, TopologyError> {
@@ -121,7 +158,12 @@ impl Topology {
 
     /// All allowed cores: the most threads that a pinned pool can have.
     pub fn core_count(&self) -> usize {
-        self.nodes.iter().map(|node| node.cores.len()).sum()
+        self.core_counts().iter().sum()
+    }
+
+    /// Cores of each node: what [`Slices`](crate::Slices) divides by. 0 for a node that has only memory.
+    pub fn core_counts(&self) -> Vec<usize> {
+        self.nodes.iter().map(|node| node.cores.len()).collect()
     }
 }
 
@@ -193,7 +235,7 @@ mod tests {
     #[test]
     fn interleaved_cpu_lists_and_memory_only_nodes_are_read_as_they_are() {
         let topology = seen_with("0-7", "0-1,4").unwrap();
-        let ids: Vec<_> = topology.nodes.iter().map(|node| node.id).collect();
+        let ids: Vec<_> = topology.nodes.iter().map(|node| node.id.0).collect();
         assert_eq!(ids, [0, 1, 4]);
         assert_eq!(topology.nodes[0].cpus(), [0, 1, 4, 5]);
         let cores: Vec<_> = topology.nodes[1].cores.iter().map(|core| &*core.cpus).collect();
@@ -212,7 +254,7 @@ mod tests {
         assert_eq!(topology.nodes[1].cpus(), [2, 6]);
 
         let topology = seen_with("2-3", "1,4").unwrap();
-        let ids: Vec<_> = topology.nodes.iter().map(|node| node.id).collect();
+        let ids: Vec<_> = topology.nodes.iter().map(|node| node.id.0).collect();
         assert_eq!(ids, [1, 4]);
         assert_eq!(topology.nodes[0].distances, [10, 24]);
         assert_eq!(topology.nodes[1].distances, [24, 10]);

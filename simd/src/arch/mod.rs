@@ -4,6 +4,8 @@
 //! `#[inline(always)]` and end in intrinsics; [`Lanes::vectorize`] is the one place where a call crosses into a function
 //! compiled for the ISA, and everything below it is inlined there.
 
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // no other ISA expands in registers
+pub(crate) mod mxfp4;
 pub(crate) mod scalar;
 pub(crate) mod step;
 #[cfg(target_arch = "x86_64")]

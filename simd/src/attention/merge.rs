@@ -6,12 +6,24 @@
 use crate::elementwise::exp;
 
 /// Sets states of rows to "nothing seen": maximum -∞, sum and accumulators 0.
-///
-/// An attention sink begins instead with its logit as maximum and 1 as sum.
 pub fn begin(states: &mut [f32], head_dim: usize) {
     for state in states.chunks_exact_mut(head_dim + 2) {
         state.fill(0.0);
         state[0] = f32::NEG_INFINITY;
+    }
+}
+
+/// As [`begin`], for heads with attention sinks: one more score, `sinks[row % sinks.len()]`, that has no value.
+///
+/// The sink is what a row sees first, before all runs, so its place in the order of the fold does not depend on which
+/// runs the row sees: maximum the sink, sum 1, accumulators 0.
+///
+/// # Panics
+/// If there are states but no sinks.
+pub fn begin_with_sinks(states: &mut [f32], head_dim: usize, sinks: &[f32]) {
+    for (row, state) in states.chunks_exact_mut(head_dim + 2).enumerate() {
+        state.fill(0.0);
+        (state[0], state[1]) = (sinks[row % sinks.len()], 1.0);
     }
 }
 

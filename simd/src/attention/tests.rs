@@ -82,8 +82,13 @@ impl Cache {
     /// much again. Numerator and denominator are then sums over all positions, of at most one rounding a position, two a
     /// merged run. The last term is what underflows.
     fn check(&self, got: &[f32], query: &[f32], scale: f32, visible: Range<usize>, what: &str) {
+        self.check_with_sink(got, query, scale, visible, f32::NEG_INFINITY, what);
+    }
+
+    fn check_with_sink(&self, got: &[f32], query: &[f32], scale: f32, visible: Range<usize>, sink: f32, what: &str) {
         let scale = f64::from(scale);
-        let want = oracle::attention(query, &self.keys, &self.values, scale, visible.clone());
+        let sink = f64::from(sink);
+        let want = oracle::attention_with_sink(query, &self.keys, &self.values, scale, visible.clone(), sink);
         let magnitudes: Vec<f32> = self.values.iter().map(|v| v.abs()).collect();
         let magnitudes = oracle::attention(query, &self.keys, &magnitudes, scale, visible.clone());
         let key_max = self.keys.iter().fold(0.0, |max: f64, k| max.max(f64::from(k.abs())));
@@ -95,6 +100,31 @@ impl Cache {
             let slack = relative * magnitudes[d] + 1e-40;
             let difference = (f64::from(*got) - want[d]).abs();
             assert!(difference <= slack, "{what}, {visible:?}, dimension {d}: got {got}, want {} ± {slack}", want[d]);
+        }
+    }
+}
+
+#[test]
+fn a_sink_is_one_more_score_without_a_value() {
+    for isa in Isa::available() {
+        let (head_dim, scale) = (24, 0.4);
+        let cache = Cache::random(Dtype::F32, head_dim, 2 * KV_RUN + 50);
+        // Two rows of three heads; the greatest sink is above all scores, the least far below.
+        let sinks = [-30.0, 0.5, 12.0];
+        let query = numbers(6 * head_dim, 3);
+        let visible = [0..1, 0..1, 0..1, 200..530, 200..530, 200..530];
+        let mut states = vec![f32::NAN; 6 * (head_dim + 2)];
+        begin_with_sinks(&mut states, head_dim, &sinks);
+        for run in 0..3 {
+            let clip = |x: usize| x.clamp(run * KV_RUN, (run + 1) * KV_RUN) - run * KV_RUN;
+            let visible: Vec<_> = visible.iter().map(|seen| clip(seen.start)..clip(seen.end)).collect();
+            fold_run(&mut states, &cache.run(isa, &query, scale, run, &visible), head_dim);
+        }
+        let mut out = vec![f32::NAN; query.len()];
+        finish(&states, head_dim, &mut out);
+        for (row, (out, query)) in out.chunks(head_dim).zip(query.chunks(head_dim)).enumerate() {
+            let (sink, what) = (sinks[row % 3], format!("{isa}, row {row}"));
+            cache.check_with_sink(out, query, scale, visible[row].clone(), sink, &what);
         }
     }
 }

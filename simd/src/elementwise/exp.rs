@@ -51,6 +51,27 @@ per_isa! {
 }
 
 per_isa! {
+    /// `out = g / (1 + exp(-alpha * g)) * (u + 1)`, with `g = min(gate, limit)` and `u = clamp(up, -limit, limit)`.
+    ///
+    /// What is not finite is not clamped: it stays so.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn clamped_silu_mul(gate: &'a [f32], up: &'a [f32], limit: f32, alpha: f32, out: &'a mut [f32]) {
+        assert_eq!((gate.len(), up.len()), (out.len(), out.len()), "lengths");
+        for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+            let clamp = |x: f32, from: f32| {
+                let low = if x < from { from } else { x };
+                let both = if low > limit { limit } else { low };
+                if x.is_finite() { both } else { x }
+            };
+            let (gate, up) = (clamp(*gate, f32::NEG_INFINITY), clamp(*up, -limit));
+            *out = gate / (1.0 + exp(-(alpha * gate))) * (up + 1.0);
+        }
+    }
+}
+
+per_isa! {
     /// `x = exp(x - max) / Σ exp(x - max)`. A NaN or +∞ makes all of it NaN, and so does a slice of nothing but -∞.
     pub fn softmax(x: &'a mut [f32]) {
         let mut max = f32::NEG_INFINITY;

@@ -65,6 +65,27 @@ fn silu_mul_agrees_with_the_oracle_at_every_length() {
 }
 
 #[test]
+fn clamped_silu_mul_agrees_with_the_oracle_at_every_length_and_limit() {
+    for len in LENGTHS.chain([1000]) {
+        for (limit, alpha) in [(7.0, 1.702), (1.5, 1.0), (0.25, 1.702)] {
+            let (gate, up) = (numbers(len, 3), numbers(len, 4));
+            let out = same_on_every_isa(len, |isa| {
+                let mut out = vec![0.0; len];
+                clamped_silu_mul(isa, &gate, &up, limit, alpha, &mut out);
+                out
+            });
+            for ((out, gate), up) in zip(zip(out, gate), up) {
+                // The argument of exp, up to 1.702 * 6, off by u of itself; exp within 2u, two additions, a division and
+                // a multiplication. Up + 1 is off by u of up.
+                let want = oracle::clamped_silu_mul(gate, up, limit, alpha);
+                let slack = oracle::clamped_silu_mul(gate, limit, limit, alpha).abs() * U;
+                assert!((f64::from(out) - want).abs() <= 20.0 * U * want.abs() + slack, "got {out}, want {want}");
+            }
+        }
+    }
+}
+
+#[test]
 fn softmax_agrees_with_the_oracle_at_every_length() {
     for len in LENGTHS.chain([1000]) {
         let x = numbers(len, 5);
@@ -181,6 +202,10 @@ fn functions_keep_what_is_not_finite() {
                     assert!(!out[i].is_finite(), "{isa}: silu of {bad}");
                     silu_mul(isa, &ones, &x, &mut out);
                     assert!(!out[i].is_finite(), "{isa}: silu times {bad}");
+                    clamped_silu_mul(isa, &x, &ones, 7.0, 1.702, &mut out);
+                    assert!(!out[i].is_finite(), "{isa}: clamped silu of {bad}");
+                    clamped_silu_mul(isa, &ones, &x, 7.0, 1.702, &mut out);
+                    assert!(!out[i].is_finite(), "{isa}: clamped silu times {bad}");
                     let masked = bad == f32::NEG_INFINITY && len > 1;
                     softmax(isa, &mut x);
                     assert!(if masked { x[i] == 0.0 } else { x.iter().all(|x| x.is_nan()) }, "{isa}: softmax of {bad}");

@@ -5,6 +5,7 @@
 use std::ops::Range;
 
 use super::PANELS_MAX;
+use super::mxfp4::{self, MXFP4_BLOCK};
 use super::packed::{Packed, PackedError};
 use crate::arch::{Compute, Lanes};
 use crate::isa::with_lanes;
@@ -21,12 +22,15 @@ pub(super) enum Layout<'a> {
     RowMajor,
     Panels,
     Packed(Packed<'a>),
+    /// The form of the matrix, and of its activations, is BF16; its bytes are MXFP4, see [`mxfp4`].
+    Mxfp4RowMajor,
+    Mxfp4Panels,
 }
 
 /// Weights, `[rows, cols]`: an output row is a matrix row.
 ///
 /// In panels, 16 rows lie side by side: BF16 as `[cols / 2][16 rows][2]`, so that 64 bytes are 16 pairs, F16 and F32 as
-/// `[cols][16 rows]`. The last panel is filled up with rows of zeros, and for BF16 an odd number of columns with a
+/// `[cols][16 rows]`; MXFP4 as the module of that name says. The last panel is filled up with rows of zeros, and for BF16 an odd number of columns with a
 /// column of zeros.
 #[derive(Clone, Copy)]
 pub struct Matrix<'a> {
@@ -35,6 +39,11 @@ pub struct Matrix<'a> {
     rows: usize,
     cols: usize,
     bytes: &'a [u8],
+    /// Of published MXFP4.
+    scales: &'a [u8],
+    /// Of a row-major matrix: the stored row that is row 0, and how many stored rows further row 1 is.
+    first_row: usize,
+    row_step: usize,
 }
 
 impl<'a> Matrix<'a> {
@@ -58,7 +67,7 @@ impl<'a> Matrix<'a> {
     /// [`PackedError`]: the bytes cannot be such a matrix. That its patches fit is for [`Matrix::check_packed`] to say.
     pub fn packed(bytes: &'a [u8], shape @ [rows, cols]: [usize; 2]) -> Result<Self, PackedError> {
         let layout = Layout::Packed(Packed::new(bytes, shape)?);
-        Ok(Self { dtype: Dtype::Bf16, layout, rows, cols, bytes })
+        Ok(Self { dtype: Dtype::Bf16, layout, rows, cols, bytes, scales: &[], first_row: 0, row_step: 1 })
     }
 
     /// Reads the lines of bases of some panels and checks that their patches fit; of another matrix nothing is asked.
@@ -71,13 +80,58 @@ impl<'a> Matrix<'a> {
     pub fn check_packed(&self, panels: Range<usize>) -> Result<(), PackedError> {
         match self.layout {
             Layout::Packed(packed) => packed.check(panels),
-            Layout::RowMajor | Layout::Panels => Ok(()),
+            _ => Ok(()),
         }
     }
 
     fn new(dtype: Dtype, layout: Layout<'a>, bytes: &'a [u8], [rows, cols]: [usize; 2], want: usize) -> Option<Self> {
         let aligned = bytes.as_ptr().addr().is_multiple_of(dtype.size());
-        (bytes.len() == want && aligned).then_some(Self { dtype, layout, rows, cols, bytes })
+        let whole = Self { dtype, layout, rows, cols, bytes, scales: &[], first_row: 0, row_step: 1 };
+        (bytes.len() == want && aligned).then_some(whole)
+    }
+
+    /// A matrix of published MXFP4: `blocks`, `[rows, cols / 32, 16]`, two weights a byte with the even column in the
+    /// lower half, and `scales`, `[rows, cols / 32]`. `None` if they have other lengths or `cols` is no multiple of 32.
+    ///
+    /// Scales must be among [`MXFP4_SCALES`](super::MXFP4_SCALES); beyond them weights are wrong. Its
+    /// [`dtype`](Matrix::dtype) is BF16, as which it meets activations.
+    pub fn mxfp4_row_major(blocks: &'a [u8], scales: &'a [u8], [rows, cols]: [usize; 2]) -> Option<Self> {
+        let blocks_of_all = rows.checked_mul(cols / MXFP4_BLOCK)?;
+        let want = blocks_of_all.checked_mul(MXFP4_BLOCK / 2)?;
+        let whole = cols.is_multiple_of(MXFP4_BLOCK) && scales.len() == blocks_of_all && blocks.len() == want;
+        let matrix = Self::mxfp4(Layout::Mxfp4RowMajor, blocks, scales, [rows, cols]);
+        whole.then_some(matrix)
+    }
+
+    /// A matrix of MXFP4 in panels, as [`Matrix::pack_panel`] lays them; `None` if `bytes` has another length than
+    /// [`Matrix::mxfp4_panel_bytes`] or `cols` is no multiple of 32.
+    pub fn mxfp4_panels(bytes: &'a [u8], [rows, cols]: [usize; 2]) -> Option<Self> {
+        let whole = Self::mxfp4_panel_bytes([rows, cols]) == Some(bytes.len());
+        whole.then_some(Self::mxfp4(Layout::Mxfp4Panels, bytes, &[], [rows, cols]))
+    }
+
+    fn mxfp4(layout: Layout<'a>, bytes: &'a [u8], scales: &'a [u8], [rows, cols]: [usize; 2]) -> Self {
+        Self { dtype: Dtype::Bf16, layout, rows, cols, bytes, scales, first_row: 0, row_step: 1 }
+    }
+
+    /// Bytes of all MXFP4 panels of a matrix of this shape; `None` if there are more than an address can say, or the
+    /// columns are no whole blocks.
+    pub const fn mxfp4_panel_bytes([rows, cols]: [usize; 2]) -> Option<usize> {
+        match mxfp4::one_panel_bytes(cols) {
+            Some(bytes) if cols.is_multiple_of(MXFP4_BLOCK) => bytes.checked_mul(rows.div_ceil(PANEL)),
+            _ => None,
+        }
+    }
+
+    /// Of a row-major matrix, the rows `first`, `first + step` and so on: gate and up where their rows alternate.
+    ///
+    /// # Panics
+    /// If the matrix is in panels, or `step` is 0.
+    pub fn every(self, first: usize, step: usize) -> Self {
+        assert!(matches!(self.layout, Layout::RowMajor | Layout::Mxfp4RowMajor), "rows of {self:?}");
+        let rows = self.rows.saturating_sub(first).div_ceil(step);
+        let (first_row, row_step) = (self.first_row + first * self.row_step, self.row_step * step);
+        Self { rows, first_row, row_step, ..self }
     }
 
     /// Bytes of all panels of a matrix of this shape; `None` if there are more than an address can say.
@@ -98,6 +152,16 @@ impl<'a> Matrix<'a> {
 
     /// Bytes of one panel of this matrix.
     pub fn bytes_of_panel(&self) -> usize {
+        match self.layout {
+            Layout::RowMajor | Layout::Panels | Layout::Packed(_) => self.bytes_of_expanded_panel(),
+            Layout::Mxfp4RowMajor | Layout::Mxfp4Panels => {
+                mxfp4::one_panel_bytes(self.cols).expect("checked when the matrix was made")
+            }
+        }
+    }
+
+    /// Bytes of one panel in the matrix's dtype.
+    pub(super) fn bytes_of_expanded_panel(&self) -> usize {
         // Checked when the matrix was made.
         self.cols.next_multiple_of(cols_per_step(self.dtype)) * PANEL * self.dtype.size()
     }
@@ -127,6 +191,11 @@ impl<'a> Matrix<'a> {
         self.bytes
     }
 
+    /// Whether its rows lie one behind the other.
+    pub(super) fn is_all_rows(&self) -> bool {
+        (self.first_row, self.row_step) == (0, 1)
+    }
+
     pub(super) fn layout(&self) -> Layout<'a> {
         self.layout
     }
@@ -147,14 +216,46 @@ impl<'a> Matrix<'a> {
         assert!(panel < self.panel_count(), "panel {panel} of {}", self.panel_count());
         assert_eq!(out.len(), self.bytes_of_panel(), "bytes of a panel");
         match self.layout {
-            Layout::Panels => return out.copy_from_slice(&self.bytes[panel * out.len()..][..out.len()]),
-            Layout::Packed(packed) => return packed.panel(panel).expand(isa, out),
-            Layout::RowMajor => {}
+            Layout::Packed(packed) => packed.panel(panel).expand(isa, out),
+            Layout::Panels | Layout::Mxfp4Panels => {
+                out.copy_from_slice(&self.bytes[panel * out.len()..][..out.len()]);
+            }
+            Layout::RowMajor => {
+                let row_bytes = self.cols * self.dtype.size();
+                let rows = self.rows_of(panel, self.bytes, row_bytes);
+                with_lanes!(isa, lanes => lanes.vectorize(Pack { lanes, dtype: self.dtype, rows, row_bytes, out }));
+            }
+            Layout::Mxfp4RowMajor => mxfp4::pack(isa, self.published_rows(panel), out),
         }
-        let row_bytes = self.cols * self.dtype.size();
-        let rows = PANEL.min(self.rows - panel * PANEL);
-        let rows = &self.bytes[panel * PANEL * row_bytes..][..rows * row_bytes];
-        with_lanes!(isa, lanes => lanes.vectorize(Pack { lanes, dtype: self.dtype, rows, row_bytes, out }));
+    }
+
+    /// Lays panel `panel` into `out` in the matrix's dtype.
+    pub(super) fn expand_panel(&self, isa: Isa, panel: usize, out: &mut [u8]) {
+        match self.layout {
+            Layout::RowMajor | Layout::Panels | Layout::Packed(_) => self.pack_panel_with(isa, panel, out),
+            Layout::Mxfp4RowMajor => mxfp4::expand(isa, mxfp4::Weights::Published(&self.published_rows(panel)), out),
+            Layout::Mxfp4Panels => {
+                let bytes = self.bytes_of_panel();
+                mxfp4::expand(isa, mxfp4::Weights::Panel(&self.bytes[panel * bytes..][..bytes]), out);
+            }
+        }
+    }
+
+    fn published_rows(&self, panel: usize) -> mxfp4::PublishedRows<'a> {
+        let blocks = self.cols / MXFP4_BLOCK;
+        mxfp4::PublishedRows {
+            blocks: self.rows_of(panel, self.bytes, blocks * MXFP4_BLOCK / 2),
+            scales: self.rows_of(panel, self.scales, blocks),
+        }
+    }
+
+    /// The rows of a panel in row-major `bytes`; empty beyond the last row.
+    fn rows_of(&self, panel: usize, bytes: &'a [u8], row_bytes: usize) -> [&'a [u8]; PANEL] {
+        let mut rows: [&[u8]; PANEL] = [&[]; PANEL];
+        for (row, bytes_of_row) in (panel * PANEL..self.rows).zip(&mut rows) {
+            *bytes_of_row = &bytes[(self.first_row + row * self.row_step) * row_bytes..][..row_bytes];
+        }
+        rows
     }
 }
 
@@ -162,7 +263,7 @@ impl<'a> Matrix<'a> {
 struct Pack<'a, L> {
     lanes: L,
     dtype: Dtype,
-    rows: &'a [u8],
+    rows: [&'a [u8]; PANEL],
     row_bytes: usize,
     out: &'a mut [u8],
 }
@@ -173,15 +274,11 @@ impl<L: Lanes> Compute for Pack<'_, L> {
     #[inline(always)]
     fn compute(self) {
         let Self { lanes, dtype, rows, row_bytes, out } = self;
-        let mut row: [&[u8]; PANEL] = [&[]; PANEL];
-        for (row, bytes) in row.iter_mut().zip(rows.chunks_exact(row_bytes.max(1))) {
-            *row = bytes;
-        }
         // 16 words of each row at a time; they become 16 lines in which rows lie side by side.
         let (blocks, rest) = out.as_chunks_mut::<{ PANEL * LINE_BYTES }>();
         for (b, out) in blocks.iter_mut().enumerate().take(row_bytes / LINE_BYTES) {
             let mut lines = [&[0; LINE_BYTES]; PANEL];
-            for (line, row) in lines.iter_mut().zip(row) {
+            for (line, row) in lines.iter_mut().zip(rows) {
                 if let Some(bytes) = row.as_chunks().0.get(b) {
                     *line = bytes;
                 }
@@ -212,8 +309,8 @@ impl<L: Lanes> Compute for Pack<'_, L> {
         };
         rest.fill(0);
         let (size, per_step) = (dtype.size(), cols_per_step(dtype));
-        for (r, row) in row.into_iter().enumerate().take(rows.len() / row_bytes.max(1)) {
-            for (k, element) in row[done * LINE_BYTES..].chunks_exact(size).enumerate() {
+        for (r, row) in rows.into_iter().enumerate() {
+            for (k, element) in row.get(done * LINE_BYTES..).unwrap_or_default().chunks_exact(size).enumerate() {
                 let place = (k / per_step * PANEL + r) * per_step + k % per_step;
                 rest[place * size..][..size].copy_from_slice(element);
             }
@@ -227,6 +324,8 @@ impl std::fmt::Debug for Matrix<'_> {
             Layout::RowMajor => "row-major",
             Layout::Panels => "panels",
             Layout::Packed(_) => "packed panels",
+            Layout::Mxfp4RowMajor => "row-major MXFP4",
+            Layout::Mxfp4Panels => "panels of MXFP4",
         };
         write!(f, "Matrix({} {layout} [{}, {}])", self.dtype, self.rows, self.cols)
     }
@@ -253,8 +352,9 @@ pub struct PanelScratch {
 }
 
 impl PanelScratch {
-    /// Enough for every row-major matrix of this dtype with up to `cols` columns. `None` if that is more than an
-    /// address can say. Matrices in panels need none: [`PanelScratch::default`] will do.
+    /// Enough for every row-major matrix of this dtype with up to `cols` columns, and for BF16 every one of MXFP4.
+    /// `None` if that is more than an address can say. Matrices in panels of their dtype need none:
+    /// [`PanelScratch::default`] will do.
     pub fn with_capacity(dtype: Dtype, cols: usize) -> Option<Self> {
         let capacity = Self::bytes_for(dtype, cols)?.checked_sub(LINE_BYTES)?;
         let bytes = vec![0; capacity + LINE_BYTES];

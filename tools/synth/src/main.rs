@@ -1,8 +1,8 @@
 //! Writes checkpoints with the exact layer shapes of published models and random weights, so that speed can be measured
 //! without hundreds of gigabytes and without anybody's licence: a decoder's speed depends on shapes, not on values.
 //!
-//! Weights are BF16 from N(0, 0.02²), the initialisation of these families, norms are 1. The same seed gives the same
-//! bytes on any number of threads.
+//! Weights are BF16 from N(0, 0.02²), the initialisation of these families, or MXFP4 of about that size where a model is
+//! published so; norms are 1. The same seed gives the same bytes on any number of threads.
 #![forbid(unsafe_code)]
 
 mod normal;
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use engine_core::config::{ModelConfig, TensorSpec};
+use engine_core::config::{ModelConfig, TensorKind, TensorSpec};
 use rayon::prelude::*;
 
 use normal::Normal;
@@ -70,10 +70,11 @@ fn run(arguments: &Arguments) -> Result<(), String> {
 fn write(path: &Path, tensors: &[TensorSpec], seed: u64) -> std::io::Result<()> {
     let mut header = serde_json::Map::new();
     let mut end = 0;
-    for TensorSpec { name, shape } in tensors {
+    for TensorSpec { name, shape, kind } in tensors {
         let start = end;
-        end += shape.iter().product::<usize>() * 2;
-        let entry = serde_json::json!({ "dtype": "BF16", "shape": shape, "data_offsets": [start, end] });
+        end += shape.iter().product::<usize>() * element_bytes(*kind);
+        let dtype = if kind.is_numbers() { "BF16" } else { "U8" };
+        let entry = serde_json::json!({ "dtype": dtype, "shape": shape, "data_offsets": [start, end] });
         header.insert(name.clone(), entry);
     }
     let mut header = serde_json::Value::Object(header).to_string();
@@ -88,29 +89,37 @@ fn write(path: &Path, tensors: &[TensorSpec], seed: u64) -> std::io::Result<()> 
     let chunks_at_once = rayon::current_num_threads() * 4;
     let mut buffers = vec![vec![0; CHUNK * 2]; chunks_at_once];
     let mut done = 0;
-    for (index, TensorSpec { shape, .. }) in tensors.iter().enumerate() {
+    for (index, TensorSpec { name, shape, kind }) in tensors.iter().enumerate() {
         let count: usize = shape.iter().product();
-        let is_norm = shape.len() == 1;
+        let size = element_bytes(*kind);
+        let is_norm = name.ends_with("norm.weight");
         let starts: Vec<usize> = (0..count).step_by(CHUNK).collect();
         for starts in starts.chunks(chunks_at_once) {
             let work: Vec<_> = starts.iter().zip(&mut buffers).collect();
             work.into_par_iter().for_each(|(start, buffer)| {
-                let out = &mut buffer[..CHUNK.min(count - start) * 2];
-                match is_norm {
-                    true => normal::ones(out),
-                    false => normal.fill(seed, index as u64, *start as u64, out),
+                let out = &mut buffer[..CHUNK.min(count - start) * size];
+                let (tensor, start) = (index as u64, *start as u64);
+                match kind {
+                    TensorKind::Mxfp4Blocks { .. } => normal::nibbles(seed, tensor, start, out),
+                    TensorKind::Mxfp4Scales => normal::scales(seed, tensor, start, out),
+                    TensorKind::Vector if is_norm => normal::ones(out),
+                    TensorKind::Matrix | TensorKind::Vector => normal.fill(seed, tensor, start, out),
                 }
             });
             for (start, buffer) in starts.iter().zip(&buffers) {
-                file.write_all(&buffer[..CHUNK.min(count - start) * 2])?;
+                file.write_all(&buffer[..CHUNK.min(count - start) * size])?;
             }
         }
         let tenths = |bytes: usize| bytes * 10 / end;
         let before = done;
-        done += count * 2;
+        done += count * size;
         if tenths(done) > tenths(before) {
             eprintln!("{} of {} MB", done / 1_000_000, end / 1_000_000);
         }
     }
     file.into_inner()?.sync_all()
+}
+
+fn element_bytes(kind: TensorKind) -> usize {
+    if kind.is_numbers() { 2 } else { 1 }
 }

@@ -1,4 +1,5 @@
-//! Normal numbers in BF16 at the speed of a disk: a table of 65,536 quantiles, indexed by a counter-based generator.
+//! Random weights at the speed of a disk: normal numbers in BF16 by a table of 65,536 quantiles, indexed by a
+//! counter-based generator, and that generator's bytes for MXFP4.
 //!
 //! The quantiles end at 4.2 standard deviations, and their exponents spread as a normal distribution's do, which is what
 //! a lossless packing of them meets.
@@ -27,6 +28,23 @@ impl Normal {
                 out.copy_from_slice(&self.quantiles[(random >> (16 * value)) as usize & 0xffff]);
             }
         }
+    }
+}
+
+/// Two numbers of MXFP4 in each byte, all equally likely: bytes `start..` of tensor `tensor`; `start` is a multiple of 8.
+pub(crate) fn nibbles(seed: u64, tensor: u64, start: u64, out: &mut [u8]) {
+    let key = mix(seed ^ mix(tensor));
+    for (block, out) in (start / 8..).zip(out.chunks_mut(8)) {
+        let random = mix(key.wrapping_add(block.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
+        out.copy_from_slice(&random.to_le_bytes()[..out.len()]);
+    }
+}
+
+/// Scales with which such numbers, whose root mean square is 2.9, have one of 0.018: 2^-8 or 2^-7.
+pub(crate) fn scales(seed: u64, tensor: u64, start: u64, out: &mut [u8]) {
+    nibbles(seed, tensor, start, out);
+    for out in out {
+        *out = 119 + (*out & 1);
     }
 }
 
@@ -90,5 +108,19 @@ mod tests {
         let mut piece = vec![0; 2 * 1000];
         normal.fill(1, 7, 4000, &mut piece);
         assert_eq!(piece, all[8000..10_000]);
+    }
+
+    #[test]
+    fn nibbles_are_all_there_and_do_not_depend_on_where_a_piece_begins() {
+        let mut all = vec![0; 10_003];
+        nibbles(1, 7, 0, &mut all);
+        let mut counts = [0; 16];
+        all.iter().flat_map(|byte| [byte & 15, byte >> 4]).for_each(|nibble| counts[usize::from(nibble)] += 1);
+        assert!(counts.iter().all(|count| (1100..1400).contains(count)), "{counts:?}");
+        let mut piece = vec![0; 1000];
+        nibbles(1, 7, 4000, &mut piece);
+        assert_eq!(piece, all[4000..5000]);
+        scales(1, 7, 0, &mut all);
+        assert!(all.iter().all(|scale| (119..=120).contains(scale)));
     }
 }

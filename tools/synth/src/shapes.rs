@@ -2,7 +2,15 @@
 
 use serde_json::{Value, json};
 
-const SHAPES: [&str; 5] = ["qwen3-30b-a3b", "qwen3-235b-a22b", "qwen3-coder-480b-a35b", "qwen3-0.6b", "llama-2-70b"];
+const SHAPES: [&str; 7] = [
+    "qwen3-30b-a3b",
+    "qwen3-235b-a22b",
+    "qwen3-coder-480b-a35b",
+    "qwen3-0.6b",
+    "llama-2-70b",
+    "gpt-oss-20b",
+    "gpt-oss-120b",
+];
 
 /// config.json of a shape, with `layers` layers in place of its own.
 pub(crate) fn config(shape: &str, layers: Option<usize>) -> Result<Value, String> {
@@ -22,9 +30,8 @@ pub(crate) fn config(shape: &str, layers: Option<usize>) -> Result<Value, String
             "rope_theta": 1e4, "rms_norm_eps": 1e-5, "vocab_size": 32000, "tie_word_embeddings": false,
             "max_position_embeddings": 4096, "torch_dtype": "bfloat16",
         }),
-        "gpt-oss-20b" | "gpt-oss-120b" => {
-            return Err(format!("`{shape}` has MXFP4 experts, which this version neither writes nor runs"));
-        }
+        "gpt-oss-20b" => gpt_oss(layers.unwrap_or(24), 32),
+        "gpt-oss-120b" => gpt_oss(layers.unwrap_or(36), 128),
         other => return Err(format!("`{other}` is no shape; known: {}", SHAPES.join(", "))),
     };
     if let Some(layers) = layers {
@@ -44,5 +51,26 @@ fn qwen3_moe(
         "intermediate_size": intermediate, "num_hidden_layers": layers, "decoder_sparse_step": 1,
         "mlp_only_layers": [], "rope_theta": theta, "rms_norm_eps": 1e-6, "vocab_size": 151_936,
         "tie_word_embeddings": false, "max_position_embeddings": 40960, "torch_dtype": "bfloat16",
+    })
+}
+
+fn gpt_oss(layers: usize, experts: usize) -> Value {
+    let kinds = (0..layers).map(|layer| if layer % 2 == 0 { "sliding_attention" } else { "full_attention" });
+    json!({
+        "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "hidden_size": 2880, "head_dim": 64,
+        "num_attention_heads": 64, "num_key_value_heads": 8, "attention_bias": true, "num_local_experts": experts,
+        "num_experts_per_tok": 4, "intermediate_size": 2880, "num_hidden_layers": layers,
+        "layer_types": kinds.collect::<Vec<_>>(), "sliding_window": 128, "swiglu_limit": 7.0, "rope_theta": 150_000,
+        "rope_scaling": {
+            "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
+            "original_max_position_embeddings": 4096, "truncate": false,
+        },
+        "rms_norm_eps": 1e-5, "vocab_size": 201_088, "tie_word_embeddings": false, "max_position_embeddings": 131_072,
+        "quantization_config": {
+            "quant_method": "mxfp4",
+            "modules_to_not_convert": [
+                "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head",
+            ],
+        },
     })
 }

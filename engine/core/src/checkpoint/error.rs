@@ -54,6 +54,8 @@ pub enum CheckpointError {
     Missing { folder: PathBuf, tensor: String },
     #[error("{shard}: tensor `{tensor}` has shape {got:?}, but config.json asks for {want:?}")]
     WrongShape { shard: PathBuf, tensor: String, want: Vec<usize>, got: Vec<usize> },
+    #[error("{shard}: tensor `{tensor}` has type {got}, but config.json asks for {want}")]
+    WrongType { shard: PathBuf, tensor: String, want: &'static str, got: &'static str },
     #[error(
         "{folder}: tensor `{tensor}` (and {others} more) is not part of the architecture that config.json names; the model needs something that is not supported"
     )]
@@ -62,4 +64,10 @@ pub enum CheckpointError {
         "{shard}: tensor `{tensor}` holds {value} at index {index}; the file is damaged: fetch it again and compare its checksum"
     )]
     NotFinite { shard: PathBuf, tensor: String, index: usize, value: f32 },
+    #[error(
+        "{shard}: tensor `{tensor}` holds the scale {value} at index {index}; supported are {} to {}, at which BF16 holds every weight exactly: the file is damaged, fetch it again and compare its checksum",
+        simd::matmul::MXFP4_SCALES.start(),
+        simd::matmul::MXFP4_SCALES.end()
+    )]
+    Scale { shard: PathBuf, tensor: String, index: usize, value: u8 },
 }

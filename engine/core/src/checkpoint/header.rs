@@ -15,11 +15,12 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use simd::Dtype;
 
 use super::CheckpointError;
-use super::panels::{ALIGNMENT, Described, Entry, TensorForm};
+use super::panels::{ALIGNMENT, Described, Entry, Layout, TensorForm};
 
 /// Where a tensor lies in its shard, and how.
 pub(crate) struct TensorInfo {
-    pub(crate) form: TensorForm,
+    pub(crate) element: Element,
+    pub(crate) layout: Layout,
     /// Of the numbers, however they lie.
     pub(crate) shape: Vec<usize>,
     /// Without what fills up the last line of panels.
@@ -31,6 +32,23 @@ pub(crate) struct Header {
     pub(crate) tensors: Vec<(String, TensorInfo)>,
     /// Digest of the source; empty in a published shard.
     pub(crate) source: String,
+}
+
+/// What a shard calls the type of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Element {
+    Number(Dtype),
+    /// Bytes that stand for something else.
+    U8,
+}
+
+impl Element {
+    pub(crate) fn size(self) -> usize {
+        match self {
+            Self::Number(dtype) => dtype.size(),
+            Self::U8 => 1,
+        }
+    }
 }
 
 const HEADER_BYTES_MAX: usize = 100_000_000;
@@ -95,22 +113,26 @@ pub(crate) fn read(path: &Path, file: &[u8]) -> Result<Header, CheckpointError> 
             let bytes = data + start..data + end;
             if let Some(entry) = panels.remove(&name) {
                 let bytes = check_panels(&entry, &info.shape, info.dtype, bytes).map_err(damaged)?;
-                return Ok((name, TensorInfo { form: entry.form, shape: entry.shape.to_vec(), bytes }));
+                let TensorForm { dtype, layout } = entry.form;
+                let element = Element::Number(dtype);
+                return Ok((name, TensorInfo { element, layout, shape: entry.shape.to_vec(), bytes }));
             }
-            let dtype = match info.dtype {
-                safetensors::Dtype::BF16 => Dtype::Bf16,
-                safetensors::Dtype::F16 => Dtype::F16,
-                safetensors::Dtype::F32 => Dtype::F32,
-                other => return Err(damaged(format!("has type {other:?}; supported: BF16, F16, F32"))),
+            let element = match info.dtype {
+                safetensors::Dtype::BF16 => Element::Number(Dtype::Bf16),
+                safetensors::Dtype::F16 => Element::Number(Dtype::F16),
+                safetensors::Dtype::F32 => Element::Number(Dtype::F32),
+                safetensors::Dtype::U8 => Element::U8,
+                other => {
+                    return Err(damaged(format!("has type {other:?}; supported: BF16, F16, F32, and U8 for MXFP4")));
+                }
             };
-            if bytes.start % dtype.size() != 0 {
+            if bytes.start % element.size() != 0 {
                 return Err(damaged(format!(
-                    "begins at byte {}, not aligned to its type {}",
-                    bytes.start,
-                    dtype.name()
+                    "begins at byte {}, not aligned to its type {:?}",
+                    bytes.start, info.dtype
                 )));
             }
-            Ok((name, TensorInfo { form: dtype.into(), shape: info.shape.clone(), bytes }))
+            Ok((name, TensorInfo { element, layout: Layout::RowMajor, shape: info.shape.clone(), bytes }))
         })
         .collect::<Result<_, _>>()?;
     match panels.pop_first() {

@@ -11,7 +11,7 @@ mod map;
 pub(crate) mod panels;
 mod scan;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -22,8 +22,8 @@ pub use error::CheckpointError;
 pub use map::MappedFile;
 pub use panels::{Layout, TensorForm};
 
-use crate::config::{ModelConfig, TensorSpec};
-use header::TensorInfo;
+use crate::config::{ModelConfig, TensorKind, TensorSpec};
+use header::{Element, TensorInfo};
 
 /// A folder's config and tensors.
 pub struct Checkpoint {
@@ -33,6 +33,8 @@ pub struct Checkpoint {
     tensors: HashMap<String, (usize, TensorInfo)>,
     /// Digest of what the folder's panels were made from.
     source: Option<String>,
+    /// Tensors that hold the scales of blocks.
+    scales: HashSet<String>,
 }
 
 struct Shard {
@@ -49,7 +51,7 @@ impl Shard {
     }
 }
 
-/// A tensor of a checkpoint, in the map.
+/// A tensor of numbers, in the map.
 #[derive(Clone, Copy)]
 pub struct Tensor<'a> {
     /// Type of its values.
@@ -85,6 +87,16 @@ impl Location {
     pub fn part(&self, part: Range<usize>) -> Self {
         assert!(part.start <= part.end && part.end <= self.size(), "{part:?} of {} bytes", self.size());
         Self { shard: self.shard, start: self.start + part.start, end: self.start + part.end }
+    }
+
+    /// Which bytes of `whole` this place is: the inverse of [`Location::part`].
+    ///
+    /// # Panics
+    /// If it does not lie within `whole`.
+    pub fn within(&self, whole: &Self) -> Range<usize> {
+        let inside = self.shard == whole.shard && whole.start <= self.start && self.end <= whole.end;
+        assert!(inside, "{self:?} is not within {whole:?}");
+        self.start - whole.start..self.end - whole.start
     }
 
     fn range(&self) -> Range<usize> {
@@ -153,8 +165,10 @@ impl Checkpoint {
                 tensors.insert(name, (index, info));
             }
         }
+        let is_scales = |spec: &TensorSpec| spec.kind == TensorKind::Mxfp4Scales;
+        let scales = config.tensors().into_iter().filter(is_scales).map(|spec| spec.name).collect();
         let source = sources.pop().filter(|source| !source.is_empty());
-        let checkpoint = Self { folder: folder.into(), config, shards, tensors, source };
+        let checkpoint = Self { folder: folder.into(), config, shards, tensors, source, scales };
         checkpoint.check_index(placed)?;
         checkpoint.check_tensors()?;
         Ok(checkpoint)
@@ -175,15 +189,16 @@ impl Checkpoint {
         self.shards.iter().map(|shard| (shard.path.as_path(), shard.map.bytes()))
     }
 
-    /// A tensor by name. The names are those of [`ModelConfig::tensors`], whose presence `open` has checked.
+    /// A tensor of numbers by name. The names are those of [`ModelConfig::tensors`], whose presence `open` has checked.
     ///
     /// # Panics
-    /// If the name is not one of them: that is a bug, not a bad file.
+    /// If the name is not one of them, or what it names holds no numbers but blocks or scales: that is a bug, not a bad
+    /// file.
     pub fn tensor(&self, name: &str) -> Tensor<'_> {
         let Some((shard, info)) = self.tensors.get(name) else { panic!("`{name}` is not a tensor of this model") };
+        let Element::Number(dtype) = info.element else { panic!("`{name}` holds no numbers") };
         let bytes = &self.shards[*shard].map.bytes()[info.bytes.clone()];
-        let TensorForm { dtype, layout } = info.form;
-        Tensor { dtype, layout, shape: &info.shape, bytes }
+        Tensor { dtype, layout: info.layout, shape: &info.shape, bytes }
     }
 
     /// Digest of what the folder's panels were made from, if `nightmonk pack` wrote it.
@@ -193,7 +208,7 @@ impl Checkpoint {
 
     /// Whether some matrices lie in packed panels.
     pub fn has_packed(&self) -> bool {
-        self.tensors.values().any(|(_, info)| matches!(info.form.layout, Layout::Packed { .. }))
+        self.tensors.values().any(|(_, info)| matches!(info.layout, Layout::Packed { .. }))
     }
 
     /// Every tensor that is read: those of [`ModelConfig::tensors`], and the output matrix that a folder of panels holds
@@ -201,7 +216,8 @@ impl Checkpoint {
     pub fn tensors(&self) -> Vec<TensorSpec> {
         let mut specs = self.config.tensors();
         if self.lm_head_name() != self.config.lm_head_name() {
-            specs.push(TensorSpec { name: LM_HEAD.into(), shape: self.tensor(LM_HEAD).shape.to_vec() });
+            let shape = self.tensor(LM_HEAD).shape.to_vec();
+            specs.push(TensorSpec { name: LM_HEAD.into(), shape, kind: TensorKind::Matrix });
         }
         specs
     }
@@ -209,7 +225,7 @@ impl Checkpoint {
     /// Name of the matrix that gives the logits.
     pub fn lm_head_name(&self) -> &'static str {
         match self.tensors.get(LM_HEAD) {
-            Some((_, info)) if info.form.layout != Layout::RowMajor => LM_HEAD,
+            Some((_, info)) if info.layout != Layout::RowMajor => LM_HEAD,
             _ => self.config.lm_head_name(),
         }
     }
@@ -223,7 +239,16 @@ impl Checkpoint {
         TensorForm { dtype, layout }
     }
 
-    /// Place of the tensor `name`; panics as [`Checkpoint::tensor`] does.
+    /// What the shard says of a tensor's type and shape, numbers or not; panics as [`Checkpoint::location`] does.
+    pub(crate) fn element(&self, name: &str) -> (Element, &[usize]) {
+        let Some((_, info)) = self.tensors.get(name) else { panic!("`{name}` is not a tensor of this model") };
+        (info.element, &info.shape)
+    }
+
+    /// Place of the tensor `name`, numbers or not.
+    ///
+    /// # Panics
+    /// If the name is not one of [`ModelConfig::tensors`].
     pub fn location(&self, name: &str) -> Location {
         let Some((shard, info)) = self.tensors.get(name) else { panic!("`{name}` is not a tensor of this model") };
         Location { shard: *shard, start: info.bytes.start, end: info.bytes.end }
@@ -274,12 +299,14 @@ impl Checkpoint {
         }
     }
 
-    /// Refuses NaN and infinite weights in tensor `name`: a damaged file is found before it speaks.
+    /// Refuses NaN and infinite weights in tensor `name`, and scales that are none: a damaged file is found before it
+    /// speaks.
     ///
     /// # Errors
-    /// [`CheckpointError::NotFinite`] with shard, tensor, index and value.
+    /// [`CheckpointError::NotFinite`] or [`CheckpointError::Scale`] with shard, tensor, index and value.
     pub fn check_finite(&self, name: &str) -> Result<(), CheckpointError> {
-        self.check_finite_part(name, &self.location(name), self.tensor(name).bytes)
+        let location = self.location(name);
+        self.check_finite_part(name, &location, self.bytes(&location))
     }
 
     /// As [`Checkpoint::check_finite`], for the part of the tensor at `part`, whose bytes were read already. Of packed
@@ -288,24 +315,33 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::check_finite`], and [`CheckpointError::Panels`] where packed panels cannot be what they claim.
     pub fn check_finite_part(&self, name: &str, part: &Location, bytes: &[u8]) -> Result<(), CheckpointError> {
-        let (location, tensor) = (self.location(name), self.tensor(name));
+        let location = self.location(name);
+        let TensorInfo { element, layout, shape, .. } = &self.tensors[name].1;
         let shard = || self.shards[part.shard].path.clone();
         let before = part.start - location.start;
-        if tensor.layout != Layout::RowMajor && part.end == location.end {
+        if *layout != Layout::RowMajor && part.end == location.end {
             let fill = part.end..part.end.next_multiple_of(panels::ALIGNMENT);
             if self.shards[part.shard].map.bytes()[fill].iter().any(|byte| *byte != 0) {
                 let why = "is filled up with other bytes than zeros".into();
                 return Err(CheckpointError::Tensor { path: shard(), tensor: name.into(), why });
             }
         }
-        let scanned = match (tensor.layout, tensor.shape) {
-            (Layout::Packed { .. }, [rows, cols]) => {
-                scan::packed_panels([*rows, *cols], tensor.bytes, before, bytes)
+        let scanned = match (element, layout, &shape[..]) {
+            (Element::Number(_), Layout::Packed { .. }, [rows, cols]) => {
+                scan::packed_panels([*rows, *cols], self.bytes(&location), before, bytes)
                     .map_err(|source| CheckpointError::Panels { shard: shard(), tensor: name.into(), source })?
             }
-            (Layout::Panels, [_, cols]) => scan::plain_panels(tensor.dtype, *cols, before, bytes),
-            _ => scan::first_non_finite(tensor.dtype, bytes)
-                .map(|(index, value)| (index + before / tensor.dtype.size(), value)),
+            (Element::Number(dtype), Layout::Panels, [_, cols]) => scan::plain_panels(*dtype, *cols, before, bytes),
+            (Element::Number(dtype), ..) => {
+                scan::first_non_finite(*dtype, bytes).map(|(index, value)| (index + before / dtype.size(), value))
+            }
+            (Element::U8, ..) => match self.scales.contains(name).then(|| scan::first_bad_scale(bytes)).flatten() {
+                None => None,
+                Some((index, value)) => {
+                    let index = index + before;
+                    return Err(CheckpointError::Scale { shard: shard(), tensor: name.into(), index, value });
+                }
+            },
         };
         match scanned {
             None => Ok(()),
@@ -372,9 +408,10 @@ impl Checkpoint {
     /// it is what `nightmonk pack` made of the embedding.)
     fn follows(&self, name: &str) -> bool {
         if name == LM_HEAD && self.config.tie_word_embeddings {
-            let (embedding, head) = (self.tensor(EMBEDDING), self.tensor(name));
-            let equal = head.layout != Layout::RowMajor || embedding.bytes == head.bytes;
-            return (embedding.dtype, embedding.shape) == (head.dtype, head.shape) && equal;
+            let [embedding, head] = [EMBEDDING, name].map(|name| &self.tensors[name].1);
+            let is_alike = (embedding.element, &embedding.shape) == (head.element, &head.shape);
+            let bytes = |name| self.bytes(&self.location(name));
+            return is_alike && (head.layout != Layout::RowMajor || bytes(EMBEDDING) == bytes(name));
         }
         name.ends_with(".rotary_emb.inv_freq")
     }
@@ -393,15 +430,21 @@ impl Checkpoint {
                     got: info.shape.clone(),
                 });
             }
-            if info.form.layout != Layout::RowMajor && (spec.shape.len() != 2 || spec.name == EMBEDDING) {
+            if info.layout != Layout::RowMajor && (spec.kind != TensorKind::Matrix || spec.name == EMBEDDING) {
                 return Err(CheckpointError::Tensor {
                     path: self.shards[*shard].path.clone(),
                     tensor: spec.name.clone(),
                     why: "lies in panels, but is read by rows".into(),
                 });
             }
+            if spec.kind.is_numbers() != (info.element != Element::U8) {
+                let (numbers, bytes) = ("BF16, F16 or F32", "U8");
+                let (want, got) = if spec.kind.is_numbers() { (numbers, bytes) } else { (bytes, numbers) };
+                let shard = self.shards[*shard].path.clone();
+                return Err(CheckpointError::WrongType { shard, tensor: spec.name.clone(), want, got });
+            }
         }
-        let wanted: std::collections::HashSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
+        let wanted: HashSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
         let mut extra: Vec<&String> =
             self.tensors.keys().filter(|name| !wanted.contains(name.as_str()) && !self.follows(name)).collect();
         extra.sort();

@@ -2,7 +2,7 @@
 
 use simd::Dtype;
 use simd::matmul::packed::{self, PackedError};
-use simd::matmul::{Matrix, PANEL};
+use simd::matmul::{MXFP4_SCALES, Matrix, PANEL};
 
 /// Index and value of the first NaN or infinity, if any.
 pub(super) fn first_non_finite(dtype: Dtype, bytes: &[u8]) -> Option<(usize, f32)> {
@@ -48,6 +48,12 @@ pub(super) fn packed_panels(
     let first = before / panel_bytes;
     index.check(first, cols, bytes)?;
     Ok(index.first_non_finite(first, cols, bytes).map(|([row, col], value)| (row * cols + col, value)))
+}
+
+/// Index and value of the first scale at which BF16 does not hold all weights of a block of MXFP4, if any.
+pub(super) fn first_bad_scale(scales: &[u8]) -> Option<(usize, u8)> {
+    let index = scales.iter().position(|scale| !MXFP4_SCALES.contains(scale))?;
+    Some((index, scales[index]))
 }
 
 fn halves(bytes: &[u8]) -> impl Iterator<Item = u16> {

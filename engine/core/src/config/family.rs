@@ -17,7 +17,10 @@ pub struct Family {
     pub(super) qk_norm: QkNorm,
     pub(super) window: WindowRule,
     pub(super) mlp: MlpRule,
-    pub(super) moe_names: MoeNames,
+    pub(super) router: &'static str,
+    pub(super) experts: ExpertNames,
+    /// Each query head has one more score, without a value.
+    pub(super) sinks: bool,
     /// Fields that config.json must have, because transformers' default for them is not the one assumed here.
     pub(super) required: &'static [&'static str],
 }
@@ -44,33 +47,30 @@ pub(super) enum MlpRule {
     Mixtral,
     /// Experts of `moe_intermediate_size`, save in `mlp_only_layers` and between `decoder_sparse_step`s.
     QwenMoe,
+    /// Experts of `intermediate_size` in every layer, with biases and a clamped activation; the softmax is over the
+    /// chosen ones.
+    GptOss,
 }
 
-/// Names of a mixture of experts within a layer.
+/// How the experts of a layer are published.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct MoeNames {
-    pub(super) router: &'static str,
-    pub(super) experts: &'static str,
-    pub(super) gate: &'static str,
-    pub(super) up: &'static str,
-    pub(super) down: &'static str,
+pub(super) enum ExpertNames {
+    /// A tensor for each matrix: `experts.EXPERT.gate.weight`, under other names.
+    Each { experts: &'static str, gate: &'static str, up: &'static str, down: &'static str },
+    /// All experts' matrices one after the other, as MXFP4: `NAME_blocks` and `NAME_scales`, and `NAME_bias`. Rows of
+    /// gate (even) and up (odd) alternate in one matrix.
+    StackedMxfp4 { gate_up: &'static str, down: &'static str },
 }
 
-const QWEN_MOE: MoeNames = MoeNames {
-    router: "mlp.gate.weight",
+const QWEN_MOE: ExpertNames = ExpertNames::Each {
     experts: "mlp.experts",
     gate: "gate_proj.weight",
     up: "up_proj.weight",
     down: "down_proj.weight",
 };
 
-const MIXTRAL: MoeNames = MoeNames {
-    router: "block_sparse_moe.gate.weight",
-    experts: "block_sparse_moe.experts",
-    gate: "w1.weight",
-    up: "w3.weight",
-    down: "w2.weight",
-};
+const MIXTRAL: ExpertNames =
+    ExpertNames::Each { experts: "block_sparse_moe.experts", gate: "w1.weight", up: "w3.weight", down: "w2.weight" };
 
 const LLAMA: Family = Family {
     model_type: "llama",
@@ -79,12 +79,14 @@ const LLAMA: Family = Family {
     qk_norm: QkNorm::None,
     window: WindowRule::Never,
     mlp: MlpRule::Dense,
-    moe_names: QWEN_MOE,
+    router: "mlp.gate",
+    experts: QWEN_MOE,
+    sinks: false,
     required: &[],
 };
 
 /// Every family that loads.
-pub static FAMILIES: [Family; 6] = [
+pub static FAMILIES: [Family; 7] = [
     LLAMA,
     Family {
         model_type: "mistral",
@@ -123,8 +125,27 @@ pub static FAMILIES: [Family; 6] = [
         architecture: "MixtralForCausalLM",
         window: WindowRule::Always,
         mlp: MlpRule::Mixtral,
-        moe_names: MIXTRAL,
+        router: "block_sparse_moe.gate",
+        experts: MIXTRAL,
         required: &["num_key_value_heads", "rms_norm_eps", "rope_theta"],
+        ..LLAMA
+    },
+    Family {
+        model_type: "gpt_oss",
+        architecture: "GptOssForCausalLM",
+        mlp: MlpRule::GptOss,
+        router: "mlp.router",
+        experts: ExpertNames::StackedMxfp4 { gate_up: "mlp.experts.gate_up_proj", down: "mlp.experts.down_proj" },
+        sinks: true,
+        required: &[
+            "attention_bias",
+            "head_dim",
+            "layer_types",
+            "num_key_value_heads",
+            "rms_norm_eps",
+            "rope_theta",
+            "rope_type",
+        ],
         ..LLAMA
     },
 ];

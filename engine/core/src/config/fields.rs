@@ -40,10 +40,10 @@ impl<'a> Fields<'a> {
         self.get(name).is_some()
     }
 
-    /// Whether the field is there, `null` included; rope fields may stand in transformers 5's `rope_parameters`.
+    /// Whether the field is there, `null` included; rope fields may stand in an object of their own.
     pub(super) fn says(&self, name: &str) -> bool {
-        let nested = self.object.get("rope_parameters").and_then(|rope| rope.get(name));
-        self.object.contains_key(name) || nested.is_some()
+        let nested = |object: &str| self.object.get(object).is_some_and(|rope| rope.get(name).is_some());
+        self.object.contains_key(name) || nested("rope_parameters") || nested("rope_scaling")
     }
 
     pub(super) fn wrong(&self, name: &str, why: String) -> ConfigError {

@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 
 pub use family::Family;
 pub use rope::{Rope, RopeScaling};
-pub use tensors::{TensorSpec, expert_names, layer_names};
+pub use tensors::{StackedExperts, TensorKind, TensorSpec, expert_names, layer_names};
 
-use family::{MlpRule, WindowRule};
+use family::{ExpertNames, MlpRule, WindowRule};
 use fields::Fields;
 
 /// A decoder, as numbers and closed choices.
@@ -44,6 +44,10 @@ pub struct ModelConfig {
     pub attention_bias: AttentionBias,
     /// Norm of queries and keys.
     pub qk_norm: QkNorm,
+    /// Each query head has one more score, a weight, that has no value.
+    pub attention_sinks: bool,
+    /// What joins gate and up.
+    pub activation: Activation,
     /// Rotary embedding.
     pub rope: Rope,
     /// One entry a decoder layer.
@@ -61,7 +65,7 @@ pub struct LayerConfig {
     pub mlp: Mlp,
 }
 
-/// Feed-forward part of a layer: `down(silu(gate(x)) * up(x))`, once or in chosen experts.
+/// Feed-forward part of a layer: `down(activation(gate(x), up(x)))`, once or in chosen experts.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Mlp {
     /// One gated MLP.
@@ -82,8 +86,46 @@ pub struct Sparse {
     pub num_experts_per_tok: usize,
     /// Rows of an expert's gate and up.
     pub moe_intermediate_size: usize,
-    /// Divide the chosen probabilities by their sum.
-    pub norm_topk_prob: bool,
+    /// Factors of the chosen experts' outputs.
+    pub weights: ExpertWeights,
+    /// Router and experts have biases.
+    pub biased: bool,
+    /// How the experts are published.
+    pub storage: ExpertStorage,
+}
+
+/// By what the outputs of the chosen experts are multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertWeights {
+    /// Their probabilities among all experts.
+    OfAll,
+    /// These, divided by their sum (`norm_topk_prob`).
+    OfAllNormed,
+    /// The softmax of their logits alone (GPT-OSS).
+    OfChosen,
+}
+
+/// How the experts of a layer are published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertStorage {
+    /// Each matrix is a tensor.
+    Matrices,
+    /// Three tensors hold all experts' blocks, scales and biases, gate and up row by row in turn.
+    StackedMxfp4,
+}
+
+/// What joins the products of gate and up.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Activation {
+    /// `silu(gate) * up`.
+    Silu,
+    /// `gate * sigmoid(alpha * gate) * (up + 1)` with `gate` at most `limit` and `up` within ± `limit` (GPT-OSS).
+    ClampedSilu {
+        /// Where they are cut off.
+        limit: f32,
+        /// Steepness of the sigmoid.
+        alpha: f32,
+    },
 }
 
 /// Which of the attention projections carry a bias.
@@ -215,12 +257,7 @@ impl ModelConfig {
         if root.optional_flag("mlp_bias")? == Some(true) {
             return Err(root.wrong("mlp_bias", "is true; MLP biases are not supported in this family".into()));
         }
-        if root.has("quantization_config") {
-            return Err(root.wrong(
-                "quantization_config",
-                "is present; supported are unquantised checkpoints with BF16, F16 or F32 weights".into(),
-            ));
-        }
+        check_quantization(&root, family)?;
         let rms_norm_eps = root.number_of(&["rms_norm_eps", "layernorm_epsilon", "norm_eps"], 1e-6)?;
         if !(rms_norm_eps as f32).is_normal() {
             return Err(root.wrong("rms_norm_eps", format!("is {rms_norm_eps}, which float32 cannot hold")));
@@ -232,7 +269,19 @@ impl ModelConfig {
             (rule, _) => rule,
         };
         let windows = windows(&root, family.window, num_layers)?;
-        let mlps = mlps(&root, family.mlp, num_layers)?;
+        let mlps = mlps(&root, family, num_layers)?;
+        for (index, layer) in mlps.iter().enumerate() {
+            let Mlp::Sparse(sparse) = layer else { continue };
+            let block = simd::matmul::MXFP4_BLOCK;
+            let whole = hidden_size.is_multiple_of(block) && sparse.moe_intermediate_size.is_multiple_of(block);
+            if sparse.storage == ExpertStorage::StackedMxfp4 && !whole {
+                let why = format!(
+                    "and the size of the experts in layer {index} are {hidden_size} and {}; MXFP4 has blocks of {block}",
+                    sparse.moe_intermediate_size
+                );
+                return Err(root.wrong("hidden_size", why));
+            }
+        }
         let layers = windows.into_iter().zip(mlps).map(|(window, mlp)| LayerConfig { window, mlp }).collect();
         let torch_dtype = match root.optional_text("torch_dtype")?.or(root.optional_text("dtype")?) {
             Some("bfloat16") => Some(simd::Dtype::Bf16),
@@ -252,6 +301,8 @@ impl ModelConfig {
             tie_word_embeddings: root.optional_flag("tie_word_embeddings")?.unwrap_or(false),
             attention_bias,
             qk_norm: family.qk_norm,
+            attention_sinks: family.sinks,
+            activation: activation(&root, family.mlp)?,
             rope: Rope::parse(&root, head_dim, max_position_embeddings)?,
             layers,
             torch_dtype,
@@ -314,9 +365,53 @@ fn windows(root: &Fields, rule: WindowRule, num_layers: usize) -> Result<Vec<Opt
     Ok((0..num_layers).map(|layer| size.filter(|_| layer >= first_sliding)).collect())
 }
 
-fn mlps(root: &Fields, rule: MlpRule, num_layers: usize) -> Result<Vec<Mlp>, ConfigError> {
+/// The only quantised weights are those that a family is published with; whatever else is said is refused by name.
+fn check_quantization(root: &Fields, family: &Family) -> Result<(), ConfigError> {
+    const FIELD: &str = "quantization_config";
+    let mxfp4 = matches!(family.experts, ExpertNames::StackedMxfp4 { .. });
+    match (root.object(FIELD)?, mxfp4) {
+        (None, false) => Ok(()),
+        (None, true) => {
+            Err(root
+                .wrong(FIELD, "is missing; this architecture is supported as published, with experts in MXFP4".into()))
+        }
+        (Some(_), false) => {
+            Err(root
+                .wrong(FIELD, "is present; supported are unquantised checkpoints with BF16, F16 or F32 weights".into()))
+        }
+        (Some(quantization), true) => match quantization.optional_text("quant_method")? {
+            // What stays unquantised is checked by the tensors themselves; here only that it is a list.
+            Some("mxfp4") => quantization.optional_list("modules_to_not_convert").map(|_| ()),
+            Some(other) => Err(quantization.wrong("quant_method", format!("is `{other}`; supported: mxfp4"))),
+            None => Err(quantization.wrong("quant_method", "is missing; supported: mxfp4".into())),
+        },
+    }
+}
+
+fn activation(root: &Fields, rule: MlpRule) -> Result<Activation, ConfigError> {
+    match rule {
+        MlpRule::Dense | MlpRule::Mixtral | MlpRule::QwenMoe => Ok(Activation::Silu),
+        MlpRule::GptOss => {
+            let number = |name: &str, default: f64| {
+                let number = root.number_of(&[name], default)?;
+                match (number as f32).is_normal() {
+                    true => Ok(number as f32),
+                    false => Err(root.wrong(name, format!("is {number}, which float32 cannot hold"))),
+                }
+            };
+            Ok(Activation::ClampedSilu { limit: number("swiglu_limit", 7.0)?, alpha: number("swiglu_alpha", 1.702)? })
+        }
+    }
+}
+
+fn mlps(root: &Fields, family: &Family, num_layers: usize) -> Result<Vec<Mlp>, ConfigError> {
+    let rule = family.mlp;
+    let storage = match family.experts {
+        ExpertNames::Each { .. } => ExpertStorage::Matrices,
+        ExpertNames::StackedMxfp4 { .. } => ExpertStorage::StackedMxfp4,
+    };
     let dense = || Ok(Mlp::Dense { intermediate_size: root.size("intermediate_size", 1..=1 << 20)? });
-    let sparse = |moe_intermediate_size: usize, norm_topk_prob: bool| {
+    let sparse = |moe_intermediate_size: usize, weights: ExpertWeights| {
         let num_experts = root.size_of(&["num_experts", "num_local_experts", "n_routed_experts"], 1..=4096)?;
         if num_experts * num_layers > EXPERTS_MAX {
             let why = format!("is {num_experts} in {num_layers} layers; at most {EXPERTS_MAX} experts are allowed");
@@ -324,12 +419,14 @@ fn mlps(root: &Fields, rule: MlpRule, num_layers: usize) -> Result<Vec<Mlp>, Con
         }
         let spellings = ["num_experts_per_tok", "experts_per_token", "num_experts_per_token", "top_k_experts"];
         let num_experts_per_tok = root.size_of(&spellings, 1..=num_experts)?;
-        Ok(Mlp::Sparse(Sparse { num_experts, num_experts_per_tok, moe_intermediate_size, norm_topk_prob }))
+        let biased = rule == MlpRule::GptOss;
+        Ok(Mlp::Sparse(Sparse { num_experts, num_experts_per_tok, moe_intermediate_size, weights, biased, storage }))
     };
     match rule {
         MlpRule::Dense => (0..num_layers).map(|_| dense()).collect(),
-        MlpRule::Mixtral => {
-            (0..num_layers).map(|_| sparse(root.size("intermediate_size", 1..=1 << 20)?, true)).collect()
+        MlpRule::Mixtral | MlpRule::GptOss => {
+            let weights = if rule == MlpRule::GptOss { ExpertWeights::OfChosen } else { ExpertWeights::OfAllNormed };
+            (0..num_layers).map(|_| sparse(root.size("intermediate_size", 1..=1 << 20)?, weights)).collect()
         }
         MlpRule::QwenMoe => {
             let step = root.optional_size("decoder_sparse_step", 1..=512)?.unwrap_or(1);
@@ -339,14 +436,17 @@ fn mlps(root: &Fields, rule: MlpRule, num_layers: usize) -> Result<Vec<Mlp>, Con
                 let why = format!("must be a list of at most {num_layers} layers' numbers");
                 return Err(root.wrong("mlp_only_layers", why));
             }
-            let normed = root.optional_flag("norm_topk_prob")?.unwrap_or(false);
+            let weights = match root.optional_flag("norm_topk_prob")? {
+                Some(true) => ExpertWeights::OfAllNormed,
+                Some(false) | None => ExpertWeights::OfAll,
+            };
             (0..num_layers)
                 .map(|layer| {
                     let listed = dense_layers.iter().any(|entry| entry.as_u64() == Some(layer as u64));
                     if listed || (layer + 1) % step != 0 {
                         dense()
                     } else {
-                        sparse(root.size("moe_intermediate_size", 1..=1 << 20)?, normed)
+                        sparse(root.size("moe_intermediate_size", 1..=1 << 20)?, weights)
                     }
                 })
                 .collect()

@@ -1,9 +1,13 @@
-//! The tensors that a config.json asks for: names and shapes, nothing more and nothing less.
+//! The tensors that a config.json asks for: names, shapes and what they hold, nothing more and nothing less.
 //!
 //! The checkpoint must hold exactly these, so that a wrong or damaged file is refused before any of it is used, and the
 //! planner can count bytes from a config.json alone.
 
-use super::{AttentionBias, Mlp, ModelConfig, QkNorm};
+use simd::Dtype;
+use simd::matmul::MXFP4_BLOCK;
+
+use super::family::ExpertNames;
+use super::{AttentionBias, ExpertStorage, Mlp, ModelConfig, QkNorm, Sparse};
 
 /// A tensor that the model needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +16,54 @@ pub struct TensorSpec {
     pub name: String,
     /// Shape, row-major; matrices are `[out_features, in_features]`.
     pub shape: Vec<usize>,
+    /// What it holds.
+    pub kind: TensorKind,
+}
+
+/// What a tensor holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TensorKind {
+    /// A matrix of BF16, F16 or F32.
+    Matrix,
+    /// Norms, biases or sinks, in the same types; small, and float32 in memory.
+    Vector,
+    /// U8, two weights a byte, of several matrices one after the other.
+    Mxfp4Blocks {
+        /// How many matrices, of equally many rows.
+        matrices: usize,
+    },
+    /// U8, a scale for each block.
+    Mxfp4Scales,
+}
+
+impl TensorKind {
+    /// Whether it holds numbers in one of the three types that the shard names.
+    pub fn is_numbers(self) -> bool {
+        matches!(self, Self::Matrix | Self::Vector)
+    }
+}
+
+impl TensorSpec {
+    fn elements(&self) -> u64 {
+        self.shape.iter().map(|size| *size as u64).product()
+    }
+
+    /// Parameters of the model in this tensor; scales are none.
+    pub fn parameters(&self) -> u64 {
+        match self.kind {
+            TensorKind::Matrix | TensorKind::Vector => self.elements(),
+            TensorKind::Mxfp4Blocks { .. } => 2 * self.elements(),
+            TensorKind::Mxfp4Scales => 0,
+        }
+    }
+
+    /// Bytes in the shards, where numbers have type `dtype`.
+    pub fn published_bytes(&self, dtype: Dtype) -> u64 {
+        match self.kind.is_numbers() {
+            true => self.elements() * dtype.size() as u64,
+            false => self.elements(),
+        }
+    }
 }
 
 /// Name of a tensor of layer `layer`.
@@ -19,16 +71,56 @@ pub fn layer_names(layer: usize, tensor: &str) -> String {
     format!("model.layers.{layer}.{tensor}")
 }
 
-/// Names of gate, up and down of one expert.
+/// Names of gate, up and down of one expert that is published in tensors of its own.
+///
+/// # Panics
+/// If experts are stacked: then [`ModelConfig::stacked_experts`] names them.
 pub fn expert_names(config: &ModelConfig, layer: usize, expert: usize) -> [String; 3] {
-    let names = config.family.moe_names;
-    [names.gate, names.up, names.down].map(|part| layer_names(layer, &format!("{}.{expert}.{part}", names.experts)))
+    let ExpertNames::Each { experts, gate, up, down } = config.family.experts else {
+        panic!("experts of {} are stacked", config.family.model_type)
+    };
+    [gate, up, down].map(|part| layer_names(layer, &format!("{experts}.{expert}.{part}")))
+}
+
+/// Names of one stack of MXFP4 matrices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StackedExperts {
+    /// `[experts, rows, cols / 32, 16]`.
+    pub blocks: String,
+    /// `[experts, rows, cols / 32]`.
+    pub scales: String,
+    /// `[experts, rows]`.
+    pub bias: String,
 }
 
 impl ModelConfig {
     /// Name of the router's matrix in layer `layer`.
     pub fn router_name(&self, layer: usize) -> String {
-        layer_names(layer, self.family.moe_names.router)
+        layer_names(layer, &format!("{}.weight", self.family.router))
+    }
+
+    /// Name of the router's bias in layer `layer`.
+    pub fn router_bias_name(&self, layer: usize) -> String {
+        layer_names(layer, &format!("{}.bias", self.family.router))
+    }
+
+    /// Name of the attention sinks in layer `layer`.
+    pub fn sinks_name(&self, layer: usize) -> String {
+        layer_names(layer, "self_attn.sinks")
+    }
+
+    /// Names of the stacks of gate with up, and of down, in layer `layer`.
+    ///
+    /// # Panics
+    /// If experts are not stacked: then [`expert_names`] names them.
+    pub fn stacked_experts(&self, layer: usize) -> [StackedExperts; 2] {
+        let ExpertNames::StackedMxfp4 { gate_up, down } = self.family.experts else {
+            panic!("experts of {} are not stacked", self.family.model_type)
+        };
+        [gate_up, down].map(|stack| {
+            let part = |part: &str| layer_names(layer, &format!("{stack}_{part}"));
+            StackedExperts { blocks: part("blocks"), scales: part("scales"), bias: part("bias") }
+        })
     }
 
     /// Name of the matrix that gives the logits.
@@ -38,49 +130,97 @@ impl ModelConfig {
 
     /// Every tensor that the model needs, in the order of the forward pass.
     pub fn tensors(&self) -> Vec<TensorSpec> {
-        let mut specs = Vec::new();
-        let mut add = |name: String, shape: &[usize]| specs.push(TensorSpec { name, shape: shape.to_vec() });
+        let mut specs = Specs(Vec::new());
         let (hidden, query, key_value) = (self.hidden_size, self.query_size(), self.key_value_size());
-        add("model.embed_tokens.weight".into(), &[self.vocab_size, hidden]);
+        specs.matrix("model.embed_tokens.weight".into(), [self.vocab_size, hidden]);
         for (index, layer) in self.layers.iter().enumerate() {
-            let mut part = |tensor: &str, shape: &[usize]| add(layer_names(index, tensor), shape);
-            part("input_layernorm.weight", &[hidden]);
+            let name = |tensor: &str| layer_names(index, tensor);
+            specs.vector(name("input_layernorm.weight"), hidden);
             let projections =
                 [("q", query, hidden), ("k", key_value, hidden), ("v", key_value, hidden), ("o", hidden, query)];
-            for (name, rows, cols) in projections {
-                part(&format!("self_attn.{name}_proj.weight"), &[rows, cols]);
+            for (part, rows, cols) in projections {
+                specs.matrix(name(&format!("self_attn.{part}_proj.weight")), [rows, cols]);
                 if self.attention_bias == AttentionBias::Qkvo
-                    || (self.attention_bias == AttentionBias::Qkv && name != "o")
+                    || (self.attention_bias == AttentionBias::Qkv && part != "o")
                 {
-                    part(&format!("self_attn.{name}_proj.bias"), &[rows]);
+                    specs.vector(name(&format!("self_attn.{part}_proj.bias")), rows);
                 }
             }
             if self.qk_norm == QkNorm::PerHead {
-                part("self_attn.q_norm.weight", &[self.head_dim]);
-                part("self_attn.k_norm.weight", &[self.head_dim]);
+                specs.vector(name("self_attn.q_norm.weight"), self.head_dim);
+                specs.vector(name("self_attn.k_norm.weight"), self.head_dim);
             }
-            part("post_attention_layernorm.weight", &[hidden]);
+            if self.attention_sinks {
+                specs.vector(self.sinks_name(index), self.num_attention_heads);
+            }
+            specs.vector(name("post_attention_layernorm.weight"), hidden);
             match &layer.mlp {
                 Mlp::Dense { intermediate_size } => {
-                    part("mlp.gate_proj.weight", &[*intermediate_size, hidden]);
-                    part("mlp.up_proj.weight", &[*intermediate_size, hidden]);
-                    part("mlp.down_proj.weight", &[hidden, *intermediate_size]);
+                    specs.matrix(name("mlp.gate_proj.weight"), [*intermediate_size, hidden]);
+                    specs.matrix(name("mlp.up_proj.weight"), [*intermediate_size, hidden]);
+                    specs.matrix(name("mlp.down_proj.weight"), [hidden, *intermediate_size]);
                 }
-                Mlp::Sparse(sparse) => {
-                    add(self.router_name(index), &[sparse.num_experts, hidden]);
-                    for expert in 0..sparse.num_experts {
-                        let [gate, up, down] = expert_names(self, index, expert);
-                        add(gate, &[sparse.moe_intermediate_size, hidden]);
-                        add(up, &[sparse.moe_intermediate_size, hidden]);
-                        add(down, &[hidden, sparse.moe_intermediate_size]);
-                    }
+                Mlp::Sparse(sparse) => specs.experts(self, index, sparse),
+            }
+        }
+        specs.vector("model.norm.weight".into(), hidden);
+        if !self.tie_word_embeddings {
+            specs.matrix("lm_head.weight".into(), [self.vocab_size, hidden]);
+        }
+        specs.0
+    }
+}
+
+/// Tensors, one after the other.
+struct Specs(Vec<TensorSpec>);
+
+impl Specs {
+    fn matrix(&mut self, name: String, shape: [usize; 2]) {
+        self.0.push(TensorSpec { name, shape: shape.into(), kind: TensorKind::Matrix });
+    }
+
+    fn vector(&mut self, name: String, len: usize) {
+        self.0.push(TensorSpec { name, shape: vec![len], kind: TensorKind::Vector });
+    }
+
+    /// A router and its experts.
+    fn experts(&mut self, config: &ModelConfig, layer: usize, sparse: &Sparse) {
+        let (hidden, width, experts) = (config.hidden_size, sparse.moe_intermediate_size, sparse.num_experts);
+        self.matrix(config.router_name(layer), [experts, hidden]);
+        if sparse.biased {
+            self.vector(config.router_bias_name(layer), experts);
+        }
+        match sparse.storage {
+            ExpertStorage::Matrices => {
+                for expert in 0..experts {
+                    let [gate, up, down] = expert_names(config, layer, expert);
+                    self.matrix(gate, [width, hidden]);
+                    self.matrix(up, [width, hidden]);
+                    self.matrix(down, [hidden, width]);
+                }
+            }
+            ExpertStorage::StackedMxfp4 => {
+                let shapes = [(2 * experts, 2 * width, hidden), (experts, hidden, width)];
+                for (StackedExperts { blocks, scales, bias }, shape) in
+                    config.stacked_experts(layer).into_iter().zip(shapes)
+                {
+                    let (matrices, rows, cols) = shape;
+                    let block_count = cols / MXFP4_BLOCK;
+                    self.0.extend([
+                        TensorSpec {
+                            name: blocks,
+                            shape: vec![experts, rows, block_count, MXFP4_BLOCK / 2],
+                            kind: TensorKind::Mxfp4Blocks { matrices },
+                        },
+                        TensorSpec {
+                            name: scales,
+                            shape: vec![experts, rows, block_count],
+                            kind: TensorKind::Mxfp4Scales,
+                        },
+                        TensorSpec { name: bias, shape: vec![experts, rows], kind: TensorKind::Vector },
+                    ]);
                 }
             }
         }
-        add("model.norm.weight".into(), &[hidden]);
-        if !self.tie_word_embeddings {
-            add("lm_head.weight".into(), &[self.vocab_size, hidden]);
-        }
-        specs
     }
 }

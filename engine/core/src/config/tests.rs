@@ -16,8 +16,59 @@ const QWEN3_30B_A3B: &str = r#"{"architectures": ["Qwen3MoeForCausalLM"], "atten
     "rope_scaling": null, "rope_theta": 1000000.0, "sliding_window": null, "tie_word_embeddings": false,
     "torch_dtype": "bfloat16", "use_sliding_window": false, "vocab_size": 151936}"#;
 
-fn parameters(config: &ModelConfig) -> usize {
-    config.tensors().iter().map(|spec| spec.shape.iter().product::<usize>()).sum()
+fn parameters(config: &ModelConfig) -> u64 {
+    config.tensors().iter().map(TensorSpec::parameters).sum()
+}
+
+/// As published: every field that is read, and some that are not.
+fn gpt_oss(layers: usize, experts: usize) -> serde_json::Value {
+    let kinds: Vec<_> = (0..layers).map(|layer| ["sliding_attention", "full_attention"][layer % 2]).collect();
+    serde_json::json!({
+        "architectures": ["GptOssForCausalLM"], "attention_bias": true, "attention_dropout": 0.0,
+        "eos_token_id": 200_002, "experts_per_token": 4, "head_dim": 64, "hidden_act": "silu", "hidden_size": 2880,
+        "initial_context_length": 4096, "intermediate_size": 2880, "layer_types": kinds,
+        "max_position_embeddings": 131_072, "model_type": "gpt_oss", "num_attention_heads": 64,
+        "num_experts_per_tok": 4, "num_hidden_layers": layers, "num_key_value_heads": 8, "num_local_experts": experts,
+        "quantization_config": {
+            "modules_to_not_convert": [
+                "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"
+            ],
+            "quant_method": "mxfp4"
+        },
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {
+            "beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0, "original_max_position_embeddings": 4096,
+            "rope_type": "yarn", "truncate": false
+        },
+        "rope_theta": 150_000, "router_aux_loss_coef": 0.9, "sliding_window": 128, "swiglu_limit": 7.0,
+        "tie_word_embeddings": false, "transformers_version": "4.55.0.dev0", "use_cache": true, "vocab_size": 201_088
+    })
+}
+
+#[test]
+fn gpt_oss_has_the_parameters_and_the_bytes_that_its_index_files_name() {
+    for (layers, experts, parameter_count, bytes) in
+        [(24, 32, 20_914_757_184, 13_761_264_768), (36, 128, 116_829_156_672, 65_248_815_744)]
+    {
+        let config = parse(&gpt_oss(layers, experts).to_string()).unwrap();
+        assert_eq!(parameters(&config), parameter_count);
+        let published = |spec: &TensorSpec| spec.published_bytes(simd::Dtype::Bf16);
+        assert_eq!(config.tensors().iter().map(published).sum::<u64>(), bytes);
+        let windows: Vec<_> = config.layers.iter().map(|layer| layer.window).take(3).collect();
+        assert_eq!(windows, [Some(128), None, Some(128)]);
+        assert_eq!(config.attention_bias, AttentionBias::Qkvo);
+        assert_eq!(config.activation, Activation::ClampedSilu { limit: 7.0, alpha: 1.702 });
+        assert!(config.attention_sinks);
+        // 0.1 ln 32 + 1, on cos and sin.
+        assert!((config.rope.attention_factor() - 1.346_573_6).abs() < 1e-6);
+    }
+    // As transformers 5 writes it.
+    let mut newer = gpt_oss(24, 32);
+    let fields = newer.as_object_mut().unwrap();
+    let (mut rope, theta) = (fields.remove("rope_scaling").unwrap(), fields.remove("rope_theta").unwrap());
+    rope["rope_theta"] = theta;
+    fields.insert("rope_parameters".into(), rope);
+    assert_eq!(parse(&newer.to_string()).unwrap(), parse(&gpt_oss(24, 32).to_string()).unwrap());
 }
 
 #[test]

@@ -12,7 +12,6 @@ use super::forward::Batch;
 use super::linear::Into;
 use super::weights::{Layer, Model};
 use super::workspace::{Buffers, Crew, QUERY_TILE, RUN_BLOCKS, Worker, Workspace};
-use crate::config::ModelConfig;
 use crate::kv_cache::KvCache;
 
 impl Model {
@@ -93,7 +92,7 @@ impl Model {
         let qkv = &*qkv;
         pool.tiles(workers, attended, config.query_size(), tiles, cuts, |worker, tile| {
             let head = tile.interval();
-            self.attend_tile(config, layer.window, batch, kv, index, head, qkv, worker, tile);
+            self.attend_tile(layer, batch, kv, index, head, qkv, worker, tile);
         });
     }
 
@@ -101,18 +100,18 @@ impl Model {
     #[expect(clippy::too_many_arguments, reason = "one task's view of the step")]
     fn attend_tile(
         &self,
-        config: &ModelConfig,
-        window: Option<usize>,
+        layer: &Layer,
         batch: &Batch,
         kv: &KvCache,
-        layer: usize,
+        index: usize,
         head: usize,
         qkv: &[f32],
         worker: &mut Worker,
         mut tile: TileMut<'_, f32>,
     ) {
+        let config = self.config();
         let (head_dim, group) = (config.head_dim, config.group_size());
-        let isa = self.options.isa;
+        let (isa, window) = (self.options.isa, layer.window);
         let rows = tile.rows();
         let width = config.query_size() + 2 * config.key_value_size();
         let kernel_rows = rows.len() * group;
@@ -122,7 +121,10 @@ impl Model {
         }
         let part = &mut worker.part[..kernel_rows * (head_dim + 2)];
         let state = &mut worker.state[..kernel_rows * (head_dim + 2)];
-        attention::begin(state, head_dim);
+        match &layer.sinks {
+            None => attention::begin(state, head_dim),
+            Some(sinks) => attention::begin_with_sinks(state, head_dim, &sinks[head * group..][..group]),
+        }
 
         let table = &batch.tables[batch.rows[rows.start].sequence];
         let first = first_visible(window, batch.rows[rows.start].position) / KV_RUN;
@@ -138,7 +140,7 @@ impl Model {
             let of_run = &table[run * RUN_BLOCKS..table.len().min((run + 1) * RUN_BLOCKS)];
             let mut blocks: [&[u8]; RUN_BLOCKS] = [&[]; RUN_BLOCKS];
             for (block, id) in blocks.iter_mut().zip(of_run) {
-                *block = kv.block(layer, *id, head);
+                *block = kv.block(index, *id, head);
             }
             attention::attend_run(
                 isa,

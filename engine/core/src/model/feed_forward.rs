@@ -15,7 +15,7 @@ use super::linear::Into;
 use super::routing::{self, Assignments};
 use super::weights::{FeedForward, GatedMlp, Layer, Model};
 use super::workspace::{Buffers, Crew, Workspace};
-use crate::config::Sparse;
+use crate::config::{Activation, Sparse};
 
 impl Model {
     /// `residual += feed_forward(norm(residual))`
@@ -89,9 +89,10 @@ impl Model {
         });
     }
 
-    /// `silu(gate x) * up x` of each group's MLP, into `out` `[assignments, intermediate_size]`.
+    /// `activation(gate x, up x)` of each group's MLP, into `out` `[assignments, intermediate_size]`.
     fn gate_and_up(&self, groups: &Groups, prepared: &Rows, out: &mut [f32], crew: &mut Crew) {
         let width = groups.mlps[0].gate.rows;
+        let (isa, activation) = (self.options.isa, self.config().activation);
         crew.cut([width], groups.most_rows());
         crew.bytes_read += groups
             .chosen
@@ -106,8 +107,13 @@ impl Model {
             for row in 0..select.len() {
                 for (panel, out) in tile.row_mut(row).chunks_mut(PANEL).enumerate() {
                     let at = panel * select.len() + row;
-                    let lanes = ..out.len();
-                    elementwise::silu_mul(self.options.isa, &gate[at][lanes], &up[at][lanes], out);
+                    let (gate, up) = (&gate[at][..out.len()], &up[at][..out.len()]);
+                    match activation {
+                        Activation::Silu => elementwise::silu_mul(isa, gate, up, out),
+                        Activation::ClampedSilu { limit, alpha } => {
+                            elementwise::clamped_silu_mul(isa, gate, up, limit, alpha, out);
+                        }
+                    }
                 }
             }
         });

@@ -55,12 +55,9 @@ impl Model {
             let sums = self.multiply(linear, &cols, prepared, select, &mut worker.panel, &mut worker.sums);
             for row in 0..rows {
                 for (panel, out) in tile.row_mut(row).chunks_mut(PANEL).enumerate() {
-                    let sums = &sums[panel * rows + row];
-                    let bias = linear.bias.as_ref().map(|bias| &bias[cols.start + panel * PANEL..]);
-                    for (lane, out) in out.iter_mut().enumerate() {
-                        let product = sums[lane] + bias.map_or(0.0, |bias| bias[lane]);
+                    for (out, product) in out.iter_mut().zip(&sums[panel * rows + row]) {
                         match into {
-                            Into::Store => *out = product,
+                            Into::Store => *out = *product,
                             Into::Add => *out += product,
                         }
                     }
@@ -69,7 +66,8 @@ impl Model {
         });
     }
 
-    /// Columns `cols` of the products of the selected rows, as `[panel][row][PANEL]`; `cols` begins at a panel.
+    /// Columns `cols` of the products of the selected rows, biases added, as `[panel][row][PANEL]`; `cols` begins at a
+    /// panel.
     pub(super) fn multiply<'s>(
         &self,
         linear: &Linear,
@@ -82,6 +80,15 @@ impl Model {
         let panels = cols.start / PANEL..cols.end.div_ceil(PANEL);
         let sums = &mut sums[..panels.len() * select.len()];
         simd::matmul::multiply(self.options.isa, &self.matrix(linear), panels, prepared, select, scratch, sums);
+        if let Some(bias) = &linear.bias
+            && !select.is_empty()
+        {
+            for (sums, bias) in sums.chunks_exact_mut(select.len()).zip(bias[cols.clone()].chunks(PANEL)) {
+                for (sum, bias) in sums.iter_mut().flat_map(|sums| sums.iter_mut().zip(bias)) {
+                    *sum += bias;
+                }
+            }
+        }
         sums
     }
 }

@@ -18,7 +18,7 @@ use super::rope_table::RopeTable;
 use super::strips;
 use super::weights::{Layer, Model};
 use crate::checkpoint::{Checkpoint, CheckpointError};
-use crate::config::{Mlp, expert_names, layer_names};
+use crate::config::{ExpertStorage, Mlp, Sparse, expert_names, layer_names};
 
 /// Where weights live while the model runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,6 +163,8 @@ fn check_types(checkpoint: &Checkpoint) -> Result<(), LoadError> {
                 sharing
                     .push(["gate", "up"].map(|part| layer_names(layer, &format!("mlp.{part}_proj.weight"))).to_vec());
             }
+            // All of MXFP4, which meets activations in one form.
+            Mlp::Sparse(Sparse { storage: ExpertStorage::StackedMxfp4, .. }) => {}
             Mlp::Sparse(sparse) => {
                 let experts: Vec<_> = (0..sparse.num_experts).map(|e| expert_names(config, layer, e)).collect();
                 sharing.push(experts.iter().flat_map(|[gate, up, _]| [gate.clone(), up.clone()]).collect());

@@ -9,7 +9,9 @@ use super::load::Load;
 use super::source::Source;
 use super::weights::{FeedForward, GatedMlp, HeadNorms, Layer, Linear};
 use crate::checkpoint::{Checkpoint, Layout};
-use crate::config::{AttentionBias, Mlp, ModelConfig, QkNorm, expert_names, layer_names};
+use crate::config::{
+    AttentionBias, ExpertStorage, Mlp, ModelConfig, QkNorm, Sparse, StackedExperts, expert_names, layer_names,
+};
 
 /// Huge pages and vector loads want every matrix to begin at a cache line.
 const MATRIX_ALIGNMENT: usize = 64;
@@ -62,16 +64,20 @@ impl<'a> Place<'a> {
             key: self.vector(&name("self_attn.k_norm.weight")),
         });
         let feed_forward = match &config.layers[index].mlp {
-            Mlp::Dense { .. } => FeedForward::Dense(
+            Mlp::Dense { .. } => FeedForward::Dense(Box::new(
                 self.gated_mlp(["gate", "up", "down"].map(|part| name(&format!("mlp.{part}_proj.weight")))),
-            ),
-            Mlp::Sparse(shape) => FeedForward::Sparse {
-                router: self.linear(&config.router_name(index)),
-                experts: (0..shape.num_experts)
-                    .map(|expert| self.gated_mlp(expert_names(config, index, expert)))
-                    .collect(),
-                shape: shape.clone(),
-            },
+            )),
+            Mlp::Sparse(shape) => {
+                let mut router = self.linear(&config.router_name(index));
+                router.bias = shape.biased.then(|| self.vector(&config.router_bias_name(index)));
+                let experts = match shape.storage {
+                    ExpertStorage::Matrices => (0..shape.num_experts)
+                        .map(|expert| self.gated_mlp(expert_names(config, index, expert)))
+                        .collect(),
+                    ExpertStorage::StackedMxfp4 => self.stacked_experts(config, index, shape),
+                };
+                FeedForward::Sparse { router, experts, shape: shape.clone() }
+            }
         };
         Layer {
             input_norm: self.vector(&name("input_layernorm.weight")),
@@ -80,6 +86,7 @@ impl<'a> Place<'a> {
             value,
             output,
             head_norms,
+            sinks: config.attention_sinks.then(|| self.vector(&config.sinks_name(index))),
             post_attention_norm: self.vector(&name("post_attention_layernorm.weight")),
             window: config.layers[index].window,
             feed_forward,
@@ -88,6 +95,36 @@ impl<'a> Place<'a> {
 
     fn gated_mlp(&mut self, [gate, up, down]: [String; 3]) -> GatedMlp {
         GatedMlp { gate: self.linear(&gate), up: self.linear(&up), down: self.linear(&down) }
+    }
+
+    /// The experts of a layer whose matrices are stacked: gate and up row by row in turn, with biases.
+    fn stacked_experts(&mut self, config: &ModelConfig, layer: usize, shape: &Sparse) -> Vec<GatedMlp> {
+        let [gate_up, down] = config.stacked_experts(layer);
+        let (hidden, width) = (config.hidden_size, shape.moe_intermediate_size);
+        let [gate_up_bias, down_bias] = [&gate_up, &down].map(|stack| self.vector(&stack.bias));
+        let experts = 0..shape.num_experts;
+        experts
+            .map(|expert| {
+                let mut part = |stack: &StackedExperts, bias: &[f32], [rows, cols]: [usize; 2], first_row, row_step| {
+                    let [blocks, scales] = [&stack.blocks, &stack.scales].map(|name| {
+                        let all = self.checkpoint.location(name);
+                        let bytes = all.size() / shape.num_experts;
+                        all.part(expert * bytes..(expert + 1) * bytes)
+                    });
+                    let source = Source::Mxfp4 { blocks, scales, first_row, row_step };
+                    // What the blocks stand for are BF16 numbers: as such they meet activations.
+                    let mut linear = self.matrix(&stack.blocks, source, Dtype::Bf16, [rows, cols]);
+                    let of_expert = &bias[expert * rows * row_step..(expert + 1) * rows * row_step];
+                    linear.bias = Some(of_expert.iter().skip(first_row).step_by(row_step).copied().collect());
+                    linear
+                };
+                GatedMlp {
+                    gate: part(&gate_up, &gate_up_bias, [width, hidden], 0, 2),
+                    up: part(&gate_up, &gate_up_bias, [width, hidden], 1, 2),
+                    down: part(&down, &down_bias, [hidden, width], 0, 1),
+                }
+            })
+            .collect()
     }
 
     /// A matrix that is a tensor of its own.

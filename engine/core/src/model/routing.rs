@@ -5,7 +5,7 @@ use std::ops::Range;
 use simd::elementwise;
 
 use super::workspace::{Buffers, Crew, Worker};
-use crate::config::Sparse;
+use crate::config::{ExpertWeights, Sparse};
 
 /// One of a row's experts.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -15,8 +15,8 @@ pub(super) struct Choice {
     pub(super) weight: f32,
 }
 
-/// Softmax over all experts, the `num_experts_per_tok` most probable of them, best first; fills `choices`, `experts` and
-/// `assignments` from `router_logits`.
+/// The `num_experts_per_tok` experts of the greatest logits, best first, with the factors of their outputs; fills
+/// `choices`, `experts` and `assignments` from `router_logits`.
 pub(super) fn choose(isa: simd::Isa, shape: &Sparse, rows: usize, buffers: &mut Buffers, crew: &mut Crew) {
     let (num_experts, k) = (shape.num_experts, shape.num_experts_per_tok);
     let Buffers { router_logits, choices, experts, assignments, .. } = buffers;
@@ -25,12 +25,23 @@ pub(super) fn choose(isa: simd::Isa, shape: &Sparse, rows: usize, buffers: &mut 
         let Worker { probabilities, chosen, .. } = worker;
         let (probabilities, chosen) = (&mut probabilities[..num_experts], &mut chosen[..k]);
         probabilities.copy_from_slice(&router_logits[row * num_experts..][..num_experts]);
+        if shape.weights == ExpertWeights::OfChosen {
+            simd::top_k(probabilities, chosen);
+            for (at, expert) in chosen.iter().enumerate() {
+                probabilities[at] = router_logits[row * num_experts + *expert as usize];
+            }
+            elementwise::softmax(isa, &mut probabilities[..k]);
+            for ((choice, expert), weight) in choices.iter_mut().zip(&*chosen).zip(&*probabilities) {
+                *choice = Choice { expert: *expert, weight: *weight };
+            }
+            return;
+        }
         elementwise::softmax(isa, probabilities);
         simd::top_k(probabilities, chosen);
         for (choice, expert) in choices.iter_mut().zip(&*chosen) {
             *choice = Choice { expert: *expert, weight: probabilities[*expert as usize] };
         }
-        if shape.norm_topk_prob {
+        if shape.weights == ExpertWeights::OfAllNormed {
             let sum: f32 = choices.iter().map(|choice| choice.weight).sum();
             choices.iter_mut().for_each(|choice| choice.weight /= sum);
         }

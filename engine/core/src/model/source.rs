@@ -1,8 +1,8 @@
 //! Where a matrix's numbers are published, and how they become panels.
+//!
+//! Blocks of MXFP4 stay what they are: their panels hold the same nibbles and scales in the order of the kernel.
 
-use std::borrow::Cow;
-
-use simd::matmul::{Matrix, PANEL, packed};
+use simd::matmul::{MXFP4_BLOCK, Matrix, PANEL, packed};
 use simd::{Dtype, Isa};
 
 use crate::checkpoint::Location;
@@ -13,11 +13,16 @@ pub(super) enum Source {
     /// Rows `first_row`, `first_row + row_step`, … of the row-major matrix at `location`; `first_row` is below
     /// `row_step`, the others belong to matrices that are published row by row with this one.
     Rows { location: Location, first_row: usize, row_step: usize },
+    /// The same rows of a matrix of MXFP4, whose blocks and scales lie apart.
+    Mxfp4 { blocks: Location, scales: Location, first_row: usize, row_step: usize },
     /// Panels, as `nightmonk pack --plain` writes them.
     Panels(Location),
     /// BF16 panels in 12 bits, as `nightmonk pack` writes them: all panels, then what belongs to them.
     Packed(Location),
 }
+
+/// A block with its scale.
+pub(super) const MXFP4_BLOCK_BYTES: usize = MXFP4_BLOCK / 2 + 1;
 
 impl Source {
     /// All rows of the matrix at `location`.
@@ -25,64 +30,71 @@ impl Source {
         Self::Rows { location, first_row: 0, row_step: 1 }
     }
 
-    /// Where all of its bytes lie, perhaps among those of other matrices.
+    /// Where all of its weights lie, perhaps among those of other matrices.
     pub(super) fn location(&self) -> &Location {
         match self {
             Self::Rows { location, .. } | Self::Panels(location) | Self::Packed(location) => location,
+            Self::Mxfp4 { blocks, .. } => blocks,
         }
     }
 
-    /// Published bytes from which one panel is made; those of the next panel follow them.
+    /// Where the scales of the part `part` of its blocks lie, if it has any.
+    pub(super) fn scales_of(&self, part: &Location) -> Option<Location> {
+        const BLOCK_BYTES: usize = MXFP4_BLOCK / 2;
+        match self {
+            Self::Rows { .. } | Self::Panels(_) | Self::Packed(_) => None,
+            Self::Mxfp4 { blocks, scales, .. } => {
+                let part = part.within(blocks);
+                Some(scales.part(part.start / BLOCK_BYTES..part.end / BLOCK_BYTES))
+            }
+        }
+    }
+
+    /// Published bytes, without scales, from which one panel is made; those of the next panel follow them.
     pub(super) fn bytes_of_panel(&self, dtype: Dtype, cols: usize) -> usize {
         match self {
             Self::Rows { row_step, .. } => PANEL * row_step * cols * dtype.size(),
+            Self::Mxfp4 { row_step, .. } => PANEL * row_step * cols / 2,
             Self::Panels(_) | Self::Packed(_) => self.panel_bytes(dtype, cols),
         }
     }
 
     /// Bytes of one panel in memory.
     pub(super) fn panel_bytes(&self, dtype: Dtype, cols: usize) -> usize {
-        match self {
+        let bytes = match self {
             Self::Rows { .. } | Self::Panels(_) => Matrix::one_panel_bytes(dtype, cols),
+            Self::Mxfp4 { .. } => Matrix::mxfp4_panel_bytes([PANEL, cols]),
             Self::Packed(_) => packed::panel_bytes(cols),
-        }
-        .expect("checked when the checkpoint was opened")
+        };
+        bytes.expect("config.json's limits keep sizes far below 2^63, and shards were checked when they were opened")
     }
 
     /// Bytes of the matrix in memory of its own.
-    pub(super) fn resident_bytes(&self, dtype: Dtype, shape: [usize; 2]) -> usize {
+    pub(super) fn resident_bytes(&self, dtype: Dtype, [rows, cols]: [usize; 2]) -> usize {
         match self {
-            Self::Rows { .. } => {
-                Matrix::panel_bytes(dtype, shape).expect("config.json's limits keep sizes far below 2^63")
-            }
+            Self::Rows { .. } | Self::Mxfp4 { .. } => self.panel_bytes(dtype, cols) * rows.div_ceil(PANEL),
             Self::Panels(location) | Self::Packed(location) => location.size(),
         }
     }
 
-    /// Lays the panels that `bytes` hold into `panels`. The first of these bytes is the first of a panel's, and where
-    /// they end within a panel, the matrix ends. What was published as panels is copied as it is.
-    pub(super) fn lay(&self, isa: Isa, dtype: Dtype, cols: usize, bytes: &[u8], panels: &mut [u8]) {
-        if matches!(self, Self::Panels(_) | Self::Packed(_)) {
-            return panels.copy_from_slice(bytes);
-        }
-        let panel_bytes = self.panel_bytes(dtype, cols);
-        let published = bytes.chunks(self.bytes_of_panel(dtype, cols));
-        for (published, out) in published.zip(panels.chunks_exact_mut(panel_bytes)) {
-            let rows = self.rows_of(published, cols * dtype.size());
-            let shape = [rows.len() / (cols * dtype.size()), cols];
-            let matrix = Matrix::row_major(dtype, &rows, shape)
-                .expect("shape, length and alignment were checked when the checkpoint was opened");
-            matrix.pack_panel_with(isa, 0, out);
-        }
-    }
-
-    /// This matrix's rows among those of `published`, which may hold rows of others between them.
-    fn rows_of<'a>(&self, published: &'a [u8], row_bytes: usize) -> Cow<'a, [u8]> {
-        match *self {
-            Self::Rows { row_step: 1, .. } | Self::Panels(_) | Self::Packed(_) => Cow::Borrowed(published),
+    /// Lays the panels that `bytes` hold into `panels`, with the `scales` of these bytes where they have some. The first
+    /// byte is the first of a panel's, and where they end within a panel, the matrix ends. What lies in panels already is
+    /// copied as it is.
+    pub(super) fn lay(&self, isa: Isa, dtype: Dtype, cols: usize, bytes: &[u8], scales: &[u8], panels: &mut [u8]) {
+        let (matrix, first_row, row_step) = match *self {
             Self::Rows { first_row, row_step, .. } => {
-                published.chunks_exact(row_bytes).skip(first_row).step_by(row_step).flatten().copied().collect()
+                let all = [bytes.len() / (cols * dtype.size()), cols];
+                (Matrix::row_major(dtype, bytes, all), first_row, row_step)
             }
+            Self::Mxfp4 { first_row, row_step, .. } => {
+                (Matrix::mxfp4_row_major(bytes, scales, [bytes.len() / (cols / 2), cols]), first_row, row_step)
+            }
+            Self::Panels(_) | Self::Packed(_) => return panels.copy_from_slice(bytes),
+        };
+        let matrix = matrix.expect("shape, length and alignment were checked when the checkpoint was opened");
+        let matrix = matrix.every(first_row, row_step);
+        for (panel, out) in panels.chunks_exact_mut(matrix.bytes_of_panel()).enumerate() {
+            matrix.pack_panel_with(isa, panel, out);
         }
     }
 }
@@ -111,7 +123,7 @@ mod tests {
             }
             let mut got = vec![0; want.len()];
             let source = Source::Rows { location: Location::default(), first_row, row_step: 2 };
-            source.lay(Isa::detect(), dtype, COLS, &published, &mut got);
+            source.lay(Isa::detect(), dtype, COLS, &published, &[], &mut got);
             assert_eq!(got, want, "from row {first_row}");
         }
     }

@@ -9,11 +9,11 @@ use std::ops::Range;
 
 use numa::Region;
 use simd::Dtype;
-use simd::matmul::Matrix;
+use simd::matmul::{MXFP4_BLOCK, Matrix};
 
 use super::load::{Load, ModelOptions};
 use super::rope_table::RopeTable;
-use super::source::Source;
+use super::source::{MXFP4_BLOCK_BYTES, Source};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::{ModelConfig, Sparse};
 
@@ -35,6 +35,8 @@ pub(super) struct Layer {
     pub(super) value: Linear,
     pub(super) output: Linear,
     pub(super) head_norms: Option<HeadNorms>,
+    /// One more score of each query head, without a value.
+    pub(super) sinks: Option<Vec<f32>>, // [num_attention_heads]
     pub(super) post_attention_norm: Vec<f32>, // [hidden_size]
     pub(super) window: Option<usize>,
     pub(super) feed_forward: FeedForward,
@@ -47,7 +49,7 @@ pub(super) struct HeadNorms {
 }
 
 pub(super) enum FeedForward {
-    Dense(GatedMlp),
+    Dense(Box<GatedMlp>),
     Sparse { router: Linear, experts: Vec<GatedMlp>, shape: Sparse },
 }
 
@@ -145,8 +147,16 @@ impl Model {
         let published = |location| self.checkpoint.bytes(location);
         let matrix = match (panels, &linear.source) {
             (Some(panels), Source::Rows { .. }) => Matrix::panels(linear.dtype, panels, shape),
-            // A matrix whose rows lie among others' has more bytes than this shape, and is refused below.
-            (None, Source::Rows { location, .. }) => Matrix::row_major(linear.dtype, published(location), shape),
+            (Some(panels), Source::Mxfp4 { .. }) => Matrix::mxfp4_panels(panels, shape),
+            (None, Source::Rows { location, first_row, row_step }) => {
+                Matrix::row_major(linear.dtype, published(location), [linear.rows * row_step, linear.cols])
+                    .map(|all| all.every(*first_row, *row_step))
+            }
+            (None, Source::Mxfp4 { blocks, scales, first_row, row_step }) => {
+                let all = [linear.rows * row_step, linear.cols];
+                Matrix::mxfp4_row_major(published(blocks), published(scales), all)
+                    .map(|all| all.every(*first_row, *row_step))
+            }
             (panels, Source::Panels(location)) => {
                 Matrix::panels(linear.dtype, panels.unwrap_or_else(|| published(location)), shape)
             }
@@ -163,6 +173,7 @@ impl Linear {
     pub(super) fn bytes(&self) -> usize {
         match &self.source {
             Source::Rows { .. } | Source::Panels(_) => self.rows * self.cols * self.dtype.size(),
+            Source::Mxfp4 { .. } => self.rows * (self.cols / MXFP4_BLOCK) * MXFP4_BLOCK_BYTES,
             Source::Packed(location) => location.size(),
         }
     }

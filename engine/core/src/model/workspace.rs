@@ -10,7 +10,7 @@ use simd::matmul::{PANEL, PanelScratch, Rows};
 use super::load::Load;
 use super::routing::{Assignments, Choice};
 use super::weights::Model;
-use crate::config::{Mlp, ModelConfig};
+use crate::config::{ExpertStorage, Mlp, ModelConfig};
 
 /// Rows of one sequence that attend together, so that keys and values are read once for all of them.
 pub(super) const QUERY_TILE: usize = 16;
@@ -91,8 +91,8 @@ pub struct WorkspaceShape {
     num_experts: usize,
     /// Experts that a row goes through; 0 in a model without experts.
     choices: usize,
-    /// Row-major matrices are laid into panels on the way, or packed panels expanded.
-    packs: bool,
+    /// Largest type of the matrices that are laid into panels or expanded on the way, if any are.
+    packs: Option<Dtype>,
 }
 
 impl WorkspaceShape {
@@ -121,7 +121,10 @@ impl WorkspaceShape {
             activated: 0,
             num_experts: 0,
             choices: 0,
-            packs: load == Load::Mapped || packed,
+            packs: match load {
+                Load::Mapped => Some(Dtype::F32),
+                Load::Resident => packed.then_some(Dtype::Bf16),
+            },
         };
         for layer in &config.layers {
             let (width, copies) = match &layer.mlp {
@@ -129,6 +132,9 @@ impl WorkspaceShape {
                 Mlp::Sparse(sparse) => {
                     shape.num_experts = shape.num_experts.max(sparse.num_experts);
                     shape.choices = shape.choices.max(sparse.num_experts_per_tok);
+                    if sparse.storage == ExpertStorage::StackedMxfp4 {
+                        shape.packs = shape.packs.or(Some(Dtype::Bf16));
+                    }
                     (sparse.moe_intermediate_size, sparse.num_experts_per_tok)
                 }
             };
@@ -149,8 +155,10 @@ impl WorkspaceShape {
     fn allocate(&self) -> (Vec<Worker>, Buffers) {
         let floats = |count: usize| vec![0.0; count];
         let panel = || match self.packs {
-            true => PanelScratch::with_capacity(Dtype::F32, self.widest).expect("config.json's limits keep this small"),
-            false => PanelScratch::default(),
+            Some(dtype) => {
+                PanelScratch::with_capacity(dtype, self.widest).expect("config.json's limits keep this small")
+            }
+            None => PanelScratch::default(),
         };
         let worker = || Worker {
             panel: panel(),
@@ -190,8 +198,8 @@ impl WorkspaceShape {
     pub fn bytes(&self) -> usize {
         let Self { max_rows: rows, head_dim, kernel_rows, .. } = *self;
         let panel = match self.packs {
-            true => PanelScratch::bytes_for(Dtype::F32, self.widest).expect("config.json's limits keep this small"),
-            false => 0,
+            Some(dtype) => PanelScratch::bytes_for(dtype, self.widest).expect("config.json's limits keep this small"),
+            None => 0,
         };
         let worker = panel
             + 2 * self.sums() * size_of::<[f32; PANEL]>()
@@ -227,10 +235,7 @@ impl Workspace {
         fn of<T>(buffer: &Vec<T>) -> usize {
             buffer.capacity() * size_of::<T>()
         }
-        let panel = match shape.packs {
-            true => PanelScratch::bytes_for(Dtype::F32, shape.widest).unwrap(),
-            false => 0,
-        };
+        let panel = shape.packs.map_or(0, |dtype| PanelScratch::bytes_for(dtype, shape.widest).unwrap());
         let worker = |worker: &Worker| {
             let Worker { panel: _, sums, up_sums, attend: _, query, part, state, visible, row, probabilities, chosen } =
                 worker;

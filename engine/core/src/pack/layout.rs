@@ -8,8 +8,10 @@ use simd::Dtype;
 use simd::matmul::{Matrix, packed};
 
 use super::{PackError, PackOptions};
+use crate::checkpoint::header::Element;
 use crate::checkpoint::panels::{ALIGNMENT, Entry, SOURCE_KEY, TENSOR_PREFIX, VERSION, VERSION_KEY};
 use crate::checkpoint::{Checkpoint, Layout, SINGLE_FILE, TensorForm};
+use crate::config::TensorKind;
 
 /// One tensor to write.
 pub(super) struct Planned {
@@ -17,7 +19,7 @@ pub(super) struct Planned {
     pub(super) name: String,
     /// The published tensor with its numbers.
     pub(super) source: String,
-    pub(super) dtype: Dtype,
+    pub(super) element: Element,
     pub(super) shape: Vec<usize>,
     /// The form to try first; row-major is a copy.
     pub(super) wanted: Layout,
@@ -29,6 +31,14 @@ impl Planned {
     /// Rows and columns of a matrix.
     pub(super) fn matrix(&self) -> [usize; 2] {
         [self.shape[0], self.shape[1]]
+    }
+
+    /// Type of a matrix's numbers.
+    pub(super) fn dtype(&self) -> Dtype {
+        match self.element {
+            Element::Number(dtype) => dtype,
+            Element::U8 => unreachable!("only numbers are laid into panels"),
+        }
     }
 
     /// Fewest bytes that it can take.
@@ -61,7 +71,7 @@ impl PlannedShard {
 
 /// Bytes of a tensor as published.
 pub(super) fn published_bytes(tensor: &Planned) -> usize {
-    tensor.shape.iter().product::<usize>() * tensor.dtype.size()
+    tensor.shape.iter().product::<usize>() * tensor.element.size()
 }
 
 /// A tensor in its final form, at its place behind the header.
@@ -82,7 +92,7 @@ pub(super) fn plan(
     let embedding = "model.embed_tokens.weight";
     let mut tensors = Vec::new();
     for spec in config.tensors() {
-        let is_matrix = spec.shape.len() == 2 && spec.name != embedding;
+        let is_matrix = spec.kind == TensorKind::Matrix && spec.name != embedding;
         if spec.name == embedding && config.tie_word_embeddings {
             tensors.push(planned(checkpoint, "lm_head.weight", embedding, true, options)?);
         }
@@ -109,7 +119,7 @@ pub(super) fn plan(
     let shards = groups.into_iter().enumerate().map(|(index, mut tensors)| {
         // The format allows no holes: first what begins and ends at a line, then wider types before narrower ones.
         tensors.sort_by_key(|tensor| match tensor.wanted {
-            Layout::RowMajor => (1, std::cmp::Reverse(tensor.dtype.size())),
+            Layout::RowMajor => (1, std::cmp::Reverse(tensor.element.size())),
             _ => (0, std::cmp::Reverse(0)),
         });
         let file_name = match count {
@@ -129,15 +139,19 @@ fn planned(
     is_matrix: bool,
     options: &PackOptions,
 ) -> Result<Planned, PackError> {
-    let tensor = checkpoint.tensor(source);
-    let (dtype, shape) = (tensor.dtype, tensor.shape.to_vec());
-    let published = tensor.bytes.len();
-    let planned =
-        |wanted, most_bytes| Planned { name: name.into(), source: source.into(), dtype, shape, wanted, most_bytes };
-    if !is_matrix {
-        return Ok(planned(Layout::RowMajor, published));
-    }
-    let matrix = [tensor.shape[0], tensor.shape[1]];
+    let (element, shape) = checkpoint.element(source);
+    let published = checkpoint.location(source).size();
+    let planned = |wanted, most_bytes| Planned {
+        name: name.into(),
+        source: source.into(),
+        element,
+        shape: shape.to_vec(),
+        wanted,
+        most_bytes,
+    };
+    // Blocks and scales of MXFP4 are as small as they get: they stay as published.
+    let (Element::Number(dtype), true) = (element, is_matrix) else { return Ok(planned(Layout::RowMajor, published)) };
+    let matrix = [shape[0], shape[1]];
     let plain = Matrix::panel_bytes(dtype, matrix).and_then(|bytes| bytes.checked_next_multiple_of(ALIGNMENT));
     let Some(plain) = plain else {
         return Err(PackError::TooLarge { tensor: name.into(), bytes: published as u64 });
@@ -177,11 +191,15 @@ fn json(tensors: &[Planned], written: &[Written], digest: &str) -> String {
         let offsets = [*start, start + bytes];
         let entry = match layout {
             Layout::RowMajor => {
-                let dtype = tensor.dtype.name().to_ascii_uppercase();
+                let dtype = match tensor.element {
+                    Element::Number(dtype) => dtype.name().to_ascii_uppercase(),
+                    Element::U8 => "U8".to_owned(),
+                };
                 json!({"dtype": dtype, "shape": tensor.shape, "data_offsets": offsets})
             }
             _ => {
-                let entry = Entry { form: TensorForm { dtype: tensor.dtype, layout: *layout }, shape: tensor.matrix() };
+                let entry =
+                    Entry { form: TensorForm { dtype: tensor.dtype(), layout: *layout }, shape: tensor.matrix() };
                 metadata.insert(format!("{TENSOR_PREFIX}{}", tensor.name), entry.to_string().into());
                 json!({"dtype": "U8", "shape": [bytes], "data_offsets": offsets})
             }

@@ -197,7 +197,7 @@ impl Job<'_> {
         let (Some(panel_bytes), Some(least)) = (packed::panel_bytes(cols), packed::matrix_bytes(shape, 0)) else {
             return Ok(None);
         };
-        let plain = Matrix::panel_bytes(tensor.dtype, shape).unwrap_or(usize::MAX);
+        let plain = Matrix::panel_bytes(tensor.dtype(), shape).unwrap_or(usize::MAX);
         // As many as make it as large as it was, and as an index can count.
         let most_patches = (plain.saturating_sub(least) / size_of::<u32>()).min(u32::MAX as usize);
         let (mut starts, mut patches): (Vec<u32>, Vec<u32>) = (vec![0], Vec::new());
@@ -247,11 +247,11 @@ impl Job<'_> {
         mut each: impl FnMut(Matrix) -> Result<bool, PackError>,
     ) -> Result<bool, PackError> {
         let [_, cols] = tensor.matrix();
-        let row = cols * tensor.dtype.size();
+        let row = cols * tensor.dtype().size();
         let (all, batch) = (layout::published_bytes(tensor), batch_panels(row) * PANEL * row);
         for start in (0..all).step_by(batch) {
             let strip = self.strip(tensor, start, batch.min(all - start))?;
-            let matrix = Matrix::row_major(tensor.dtype, strip, [strip.len() / row, cols]);
+            let matrix = Matrix::row_major(tensor.dtype(), strip, [strip.len() / row, cols]);
             if !each(matrix.expect("length and alignment were checked when the checkpoint was opened"))? {
                 return Ok(false);
             }
@@ -266,19 +266,19 @@ impl Job<'_> {
         let differs = |tensor: &Planned| PackError::Differs { shard: path.into(), tensor: tensor.name.clone() };
         for tensor in &shard.tensors {
             let info =
-                found.get(&tensor.name).filter(|info| info.form.dtype == tensor.dtype && info.shape == tensor.shape);
+                found.get(&tensor.name).filter(|info| info.element == tensor.element && info.shape == tensor.shape);
             let info = info.ok_or_else(|| differs(tensor))?;
             let bytes = &map.bytes()[info.bytes.clone()];
-            if info.form.layout == Layout::RowMajor {
+            if info.layout == Layout::RowMajor {
                 let published = self.checkpoint.location(&tensor.source);
                 if self.checkpoint.bytes(&published) != bytes {
                     return Err(differs(tensor));
                 }
                 progress.add(bytes.len());
             } else {
-                let written = match info.form.layout {
+                let written = match info.layout {
                     Layout::Packed { .. } => Matrix::packed(bytes, tensor.matrix()).ok(),
-                    _ => Matrix::panels(tensor.dtype, bytes, tensor.matrix()),
+                    _ => Matrix::panels(tensor.dtype(), bytes, tensor.matrix()),
                 };
                 let written = written.filter(|matrix| matrix.check_packed(0..matrix.panel_count()).is_ok());
                 let written = written.ok_or_else(|| differs(tensor))?;
@@ -327,7 +327,7 @@ impl Job<'_> {
         }
         let mut counts = Counts { file_bytes: map.bytes().len() as u64, ..Counts::default() };
         for (_, info) in &header.tensors {
-            match info.form.layout {
+            match info.layout {
                 Layout::RowMajor => {}
                 Layout::Panels => counts.plain += 1,
                 Layout::Packed { .. } => {

@@ -89,12 +89,38 @@ fn published_models_take_the_bytes_that_were_counted_from_their_reference_implem
     }
 }
 
+#[test]
+fn gpt_oss_keeps_the_size_that_it_is_published_with() {
+    let mut gpt_oss = json!({"architectures": ["GptOssForCausalLM"], "hidden_size": 2880, "num_hidden_layers": 24,
+        "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64, "intermediate_size": 2880,
+        "num_local_experts": 32, "num_experts_per_tok": 4, "vocab_size": 201_088, "max_position_embeddings": 131_072,
+        "attention_bias": true, "rms_norm_eps": 1e-5, "rope_theta": 15e4, "rope_scaling": {"rope_type": "default"},
+        "quantization_config": {"quant_method": "mxfp4"}, "tie_word_embeddings": false});
+    gpt_oss["layer_types"] = json!(vec!["full_attention"; 24]);
+    let config = config(&gpt_oss);
+    let mapped = Plan::new(&config, |_| Dtype::Bf16, &request(4096, Load::Mapped));
+    assert_eq!(mapped.checkpoint_bytes, 13_761_264_768);
+    assert_eq!(mapped.mapped_bytes, mapped.checkpoint_bytes);
+    // What a token reads of matrices: all active bytes, counted elsewhere, without vectors and the row of the embedding.
+    let expert = 3 * 2880 * 2880 / 32 * 17;
+    let attention = 2 * 2880 * (2 * 64 * 64 + 2 * 8 * 64);
+    assert_eq!(mapped.bytes_per_token, 24 * (4 * expert + attention + 2 * 32 * 2880) + 2 * 201_088 * 2880);
+
+    // Panels of 2880 columns are 90 blocks in 23 groups: half a block more than there is.
+    let resident = Plan::new(&config, |_| Dtype::Bf16, &request(4096, Load::Resident));
+    let embedding = 2 * 201_088 * 2880;
+    let vectors: u64 = config.tensors().iter().filter(|t| t.kind == TensorKind::Vector).map(|t| t.parameters()).sum();
+    let padding = 24 * 32 * (3 * 2880 / 16) * (23 * 64 - 90 * 16);
+    assert_eq!(resident.weight_bytes, resident.checkpoint_bytes - embedding + 2 * vectors + padding);
+    assert_eq!(resident.mapped_bytes, embedding);
+}
+
 fn golden(family: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(family)
 }
 
-const FAMILIES: [&str; 8] =
-    ["llama", "llama3", "mistral", "qwen2", "qwen3", "qwen3_moe", "qwen3_moe_unnormed", "mixtral"];
+const FAMILIES: [&str; 9] =
+    ["llama", "llama3", "mistral", "qwen2", "qwen3", "qwen3_moe", "qwen3_moe_unnormed", "mixtral", "gpt_oss"];
 
 #[test]
 fn a_loaded_model_takes_the_bytes_of_its_plan() {
@@ -105,15 +131,14 @@ fn a_loaded_model_takes_the_bytes_of_its_plan() {
             let checkpoint = model.checkpoint();
             let plan = Plan::new(model.config(), |name| checkpoint.form(name), &request(64, load));
 
-            let vectors = model.config().tensors().into_iter().filter(|tensor| tensor.shape.len() == 1);
-            let vector_bytes: usize = vectors.map(|tensor| tensor.shape[0] * size_of::<f32>()).sum();
+            let vectors = model.config().tensors().into_iter().filter(|tensor| tensor.kind == TensorKind::Vector);
+            let vector_bytes: usize = vectors.map(|tensor| tensor.parameters() as usize * size_of::<f32>()).sum();
             // The plan rounds every matrix up to a cache line; after the last one there is no next.
             let rounding = plan.weight_bytes as usize - vector_bytes - model.resident_bytes();
             assert!(rounding < 64, "{family}, {load}: the plan has {rounding} bytes too many");
             assert_eq!(plan.bytes_per_token as usize, model.bytes_per_token(), "{family}, {load}");
 
-            let tensors =
-                model.config().tensors().into_iter().map(|tensor| checkpoint.tensor(&tensor.name).bytes.len());
+            let tensors = model.config().tensors().into_iter().map(|tensor| checkpoint.location(&tensor.name).size());
             assert_eq!(plan.checkpoint_bytes as usize, tensors.sum::<usize>(), "{family}");
         }
     }
@@ -194,7 +219,7 @@ proptest! {
     #[test]
     fn any_config_json_is_refused_or_planned(
         numbers in prop::collection::vec(prop_oneof![0u64..300, (0u32..25).prop_map(|k| 1 << k), any::<u64>()], 12),
-        family in 0usize..6,
+        family in 0usize..7,
     ) {
         const FIELDS: [&str; 12] = ["hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
             "head_dim", "intermediate_size", "moe_intermediate_size", "num_experts", "num_experts_per_tok", "vocab_size",
@@ -202,6 +227,13 @@ proptest! {
         let family = &crate::config::family::FAMILIES[family];
         let mut json = qwen3_moe(2048, 2, 32, 8, 768);
         json["architectures"] = json!([family.architecture]);
+        if family.model_type == "gpt_oss" {
+            json["quantization_config"] = json!({"quant_method": "mxfp4"});
+            json["rope_scaling"] = json!({"rope_type": "default"});
+            json["layer_types"] = json!(["sliding_attention", "full_attention"]);
+            (json["sliding_window"], json["attention_bias"]) = (json!(128), json!(true));
+            (json["rms_norm_eps"], json["rope_theta"]) = (json!(1e-5), json!(15e4));
+        }
         // One or two fields at a time: with all of them wrong nothing behind the first is reached.
         for at in [numbers[0] as usize % 12, numbers[1] as usize % 12] {
             json[FIELDS[at]] = json!(numbers[at]);
@@ -210,7 +242,10 @@ proptest! {
             let ctx_size = config.max_position_embeddings;
             let plan = Plan::new(&config, |_| Dtype::Bf16, &request(ctx_size, Load::Resident));
             prop_assert!(plan.total_bytes >= plan.weight_bytes + plan.kv_bytes);
-            prop_assert_eq!(plan.checkpoint_bytes, 2 * plan.parameters);
+            let quantised = config.tensors().iter().any(|tensor| !tensor.kind.is_numbers());
+            let as_bf16 = 2 * plan.parameters;
+            let adds_up = if quantised { plan.checkpoint_bytes < as_bf16 } else { plan.checkpoint_bytes == as_bf16 };
+            prop_assert!(adds_up, "{} bytes for {} parameters", plan.checkpoint_bytes, plan.parameters);
         }
     }
 }

@@ -4,6 +4,7 @@
 mod avx2;
 mod avx512bf16;
 mod avx512f;
+mod mxfp4;
 
 pub use avx2::Avx2;
 pub use avx512bf16::Avx512;

@@ -25,6 +25,7 @@ fn seeds() -> Vec<Seed> {
         ("Qwen3ForCausalLM", "BF16"),
         ("MixtralForCausalLM", "F16"),
         ("Qwen3MoeForCausalLM", "F32"),
+        ("GptOssForCausalLM", "BF16"),
     ]
     .map(|(architecture, dtype)| {
         let json: Value = tiny_config(architecture);
@@ -63,13 +64,18 @@ impl Tally {
 fn assert_consistent(checkpoint: &Checkpoint) {
     let mut places = Vec::new();
     for spec in checkpoint.config().tensors() {
-        let tensor = checkpoint.tensor(&spec.name);
-        assert_eq!(tensor.shape, spec.shape, "{}", spec.name);
-        assert_eq!(tensor.bytes.len(), spec.shape.iter().product::<usize>() * tensor.dtype.size(), "{}", spec.name);
-        assert_eq!(tensor.bytes.as_ptr() as usize % tensor.dtype.size(), 0, "{}", spec.name);
-        assert_eq!(checkpoint.bytes(&checkpoint.location(&spec.name)), tensor.bytes, "{}", spec.name);
+        let bytes = checkpoint.bytes(&checkpoint.location(&spec.name));
+        let elements = spec.shape.iter().product::<usize>();
+        if spec.kind.is_numbers() {
+            let tensor = checkpoint.tensor(&spec.name);
+            assert_eq!(tensor.shape, spec.shape, "{}", spec.name);
+            assert_eq!(tensor.bytes.len(), elements * tensor.dtype.size(), "{}", spec.name);
+            assert_eq!(tensor.bytes.as_ptr() as usize % tensor.dtype.size(), 0, "{}", spec.name);
+            assert_eq!(tensor.bytes, bytes, "{}", spec.name);
+        }
+        assert!(bytes.len() >= elements, "{}", spec.name);
         checkpoint.check_finite(&spec.name).unwrap();
-        places.push(tensor.bytes.as_ptr_range());
+        places.push(bytes.as_ptr_range());
     }
     places.sort_by_key(|place| place.start);
     assert!(places.windows(2).all(|pair| pair[0].end <= pair[1].start), "tensors overlap");

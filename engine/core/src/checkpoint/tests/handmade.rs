@@ -25,6 +25,8 @@ fn kind(error: &CheckpointError) -> &'static str {
         CheckpointError::WrongShape { .. } => "WrongShape",
         CheckpointError::Unexpected { .. } => "Unexpected",
         CheckpointError::NotFinite { .. } => "NotFinite",
+        CheckpointError::WrongType { .. } => "WrongType",
+        CheckpointError::Scale { .. } => "Scale",
         CheckpointError::Threads { .. } => "Threads",
         CheckpointError::Panels { .. } => "Panels",
         CheckpointError::TwoSources { .. } => "TwoSources",
@@ -270,6 +272,18 @@ fn a_tensor_of_a_shape_or_type_that_no_model_has_is_refused() {
                 "Tensor",
                 &[SHARD, EMBEDDING, "I64", "BF16, F16, F32"],
             ),
+            (
+                "U8 where numbers belong",
+                |f| {
+                    f.shard(SHARD, |header, data| {
+                        let end = data.len();
+                        header[NORM] = json!({"dtype": "U8", "shape": [48], "data_offsets": [end - 96, end - 48]});
+                        data.truncate(end - 48);
+                    });
+                },
+                "WrongType",
+                &[SHARD, NORM, "U8", "BF16, F16 or F32"],
+            ),
             ("F32 of half the size", |f| entry(f, "dtype", json!("F32")), "Tensor", &[SHARD, EMBEDDING, "F32"]),
             ("unknown type", |f| entry(f, "dtype", json!("F99")), "Header", &[SHARD, "F99"]),
             ("no type", |f| entry(f, "dtype", Value::Null), "Header", &[SHARD, "not valid"]),
@@ -439,4 +453,101 @@ fn the_last_weight_of_a_long_tensor_is_looked_at_too() {
     let folder = Folder::golden("llama");
     folder.shard(SHARD, |_, data| data[20254..20256].copy_from_slice(&[0xc0, 0x7f]));
     assert_refused("the last weight", &folder, "NotFinite", &[EMBEDDING, "index 10127;"]);
+}
+
+/// Sizes of the golden GPT-OSS: 6 experts, gate and up of 128 rows and 96 columns.
+const SCALES: &str = "model.layers.2.mlp.experts.gate_up_proj_scales"; // [6, 128, 3]
+const BLOCKS: &str = "model.layers.2.mlp.experts.gate_up_proj_blocks"; // [6, 128, 3, 16]
+
+#[test]
+fn a_scale_whose_weights_bf16_does_not_hold_is_named_with_its_place() {
+    for (value, index) in [(0, 0), (1, 2303), (253, 777), (254, 1), (255, 2302)] {
+        let folder = Folder::golden("gpt_oss");
+        folder.shard(SHARD, |header, data| {
+            let start = header[SCALES]["data_offsets"][0].as_u64().unwrap() as usize;
+            data[start + index] = value;
+        });
+        let place = format!("the scale {value} at index {index};");
+        assert_refused("a scale", &folder, "Scale", &[SHARD, SCALES, &place, "2 to 252"]);
+    }
+    for value in [2, 252] {
+        let folder = Folder::golden("gpt_oss");
+        folder.shard(SHARD, |header, data| {
+            let start = header[SCALES]["data_offsets"][0].as_u64().unwrap() as usize;
+            data[start] = value;
+        });
+        folder.open().unwrap();
+    }
+}
+
+#[test]
+fn blocks_and_scales_of_another_type_or_shape_are_refused() {
+    assert_all_refused(
+        "gpt_oss",
+        &[
+            (
+                "blocks of half as many BF16",
+                |f| {
+                    f.shard(SHARD, |header, _| {
+                        header[BLOCKS]["dtype"] = json!("BF16");
+                        header[BLOCKS]["shape"] = json!([6, 128, 3, 8]);
+                    });
+                },
+                "WrongShape",
+                &[SHARD, BLOCKS, "[6, 128, 3, 16]"],
+            ),
+            (
+                "scales of another shape",
+                |f| f.shard(SHARD, |header, _| header[SCALES]["shape"] = json!([6, 3, 128])),
+                "WrongShape",
+                &[SHARD, SCALES, "[6, 128, 3]"],
+            ),
+            (
+                "fewer experts in config.json",
+                |f| f.json("config.json", |c| c["num_local_experts"] = json!(5)),
+                "WrongShape",
+                &[SHARD, "[5, 96]", "[6, 96]"],
+            ),
+            (
+                "another method",
+                |f| f.json("config.json", |c| c["quantization_config"]["quant_method"] = json!("fp8")),
+                "Config",
+                &["quantization_config.quant_method", "`fp8`", "mxfp4"],
+            ),
+            (
+                "no method",
+                |f| f.json("config.json", |c| c["quantization_config"] = json!({})),
+                "Config",
+                &["quantization_config.quant_method", "missing"],
+            ),
+            (
+                "not quantised",
+                |f| f.json("config.json", |c| c["quantization_config"] = Value::Null),
+                "Config",
+                &["quantization_config", "MXFP4"],
+            ),
+            (
+                "a width that is no whole number of blocks",
+                |f| f.json("config.json", |c| c["intermediate_size"] = json!(65)),
+                "Config",
+                &["hidden_size", "65", "blocks of 32"],
+            ),
+            (
+                "a limit that is no number",
+                |f| f.json("config.json", |c| c["swiglu_limit"] = json!(-7)),
+                "Config",
+                &["swiglu_limit", "positive"],
+            ),
+            (
+                "no word on rope",
+                |f| {
+                    f.json("config.json", |c| {
+                        c.as_object_mut().unwrap().remove("rope_scaling");
+                    });
+                },
+                "Config",
+                &["rope_type", "missing"],
+            ),
+        ],
+    );
 }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, TensorKind};
 
 /// A model folder that is deleted when dropped.
 pub(super) struct Folder(TempDir);
@@ -105,24 +105,34 @@ pub(super) fn joined(header: &str, data: &[u8]) -> Vec<u8> {
 
 /// One layer, four columns: all tensors of the family, few weights.
 pub(super) fn tiny_config(architecture: &str) -> Value {
-    json!({
+    let mut config = json!({
         "architectures": [architecture], "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2,
         "num_key_value_heads": 1, "head_dim": 2, "intermediate_size": 3, "moe_intermediate_size": 3, "num_experts": 2,
         "num_experts_per_tok": 1, "vocab_size": 5, "max_position_embeddings": 64, "tie_word_embeddings": false,
         "rms_norm_eps": 1e-6, "rope_theta": 1e4,
-    })
+    });
+    if architecture == "GptOssForCausalLM" {
+        // Blocks have 32 columns.
+        (config["hidden_size"], config["intermediate_size"]) = (json!(32), json!(32));
+        (config["attention_bias"], config["layer_types"]) = (json!(true), json!(["full_attention"]));
+        config["rope_scaling"] = json!({"rope_type": "default"});
+        config["quantization_config"] = json!({"quant_method": "mxfp4"});
+    }
+    config
 }
 
-/// A shard with all tensors that a config asks for, of zeros.
+/// A shard with all tensors that a config asks for, of zeros; scales are 100.
 pub(super) fn tiny_shard(config: &Value, dtype: &str) -> Vec<u8> {
-    let size = if dtype == "F32" { 4 } else { 2 };
+    let number = if dtype == "F32" { 4 } else { 2 };
     let config = ModelConfig::from_json(Path::new("config.json"), config.to_string().as_bytes()).unwrap();
     let mut header = Map::from_iter([("__metadata__".to_owned(), json!({"format": "pt"}))]);
-    let mut end = 0;
+    let mut data = Vec::new();
     for spec in config.tensors() {
-        let start = end;
-        end += spec.shape.iter().product::<usize>() * size;
+        let (dtype, size) = if spec.kind.is_numbers() { (dtype, number) } else { ("U8", 1) };
+        let start = data.len();
+        let end = start + spec.shape.iter().product::<usize>() * size;
+        data.resize(end, if spec.kind == TensorKind::Mxfp4Scales { 100 } else { 0 });
         header.insert(spec.name, json!({"dtype": dtype, "shape": spec.shape, "data_offsets": [start, end]}));
     }
-    joined(&Value::Object(header).to_string(), &vec![0; end])
+    joined(&Value::Object(header).to_string(), &data)
 }

@@ -1,6 +1,7 @@
 //! Damaged inputs, seen by the person who runs the program: a message with what, where and what would help, an exit
 //! code that scripts understand, nothing on standard output, nothing lost, and never a panic.
 
+mod cut;
 mod disk;
 mod inputs;
 mod model;

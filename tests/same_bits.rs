@@ -9,6 +9,7 @@ use simd::matmul::Activations;
 use simd::{Dtype, Isa};
 
 use crate::models::{FAMILIES, Reference, golden, load, options, pool};
+use crate::tiny_model::tiny_model;
 
 fn bits(logits: &[f32]) -> Vec<u32> {
     logits.iter().map(|x| x.to_bits()).collect()
@@ -94,6 +95,33 @@ fn logits_are_bit_equal_alone_and_beside_three_other_sequences() {
                 got.extend(bits(&space.logits()[..ours.len() * vocab_size]));
             }
             assert!(got == want, "{family} on {isa}: company changes bits");
+        }
+    }
+}
+
+/// Beyond one run of the cache, with more workers than heads, the runs of a row are spread over workers.
+#[test]
+fn logits_are_bit_equal_where_the_runs_of_a_row_are_spread() {
+    for family in ["llama", "gpt_oss"] {
+        let folder = tiny_model(family);
+        let model = load(folder.path(), options(Isa::detect()));
+        // Enough runs for the parts not to fit at once on the fewest workers.
+        let tokens: Vec<u32> = (0..4200).map(|i| i * i % 251).collect();
+        let last = |threads: usize| {
+            let mut logits = Vec::new();
+            let mut evaluator = Evaluator::new(&model, pool(threads), Dtype::F16, tokens.len(), 128).unwrap();
+            for tokens in [&tokens[..4198], &tokens[4198..4199], &tokens[4199..]] {
+                let fed = evaluator.feed(tokens, &mut (), |_, row| {
+                    logits = bits(row);
+                    Ok::<_, CheckpointError>(())
+                });
+                fed.unwrap();
+            }
+            logits
+        };
+        let want = last(1);
+        for threads in [2, 3] {
+            assert!(last(threads) == want, "{family}: {threads} threads change bits");
         }
     }
 }

@@ -64,7 +64,7 @@ pub(crate) fn write_tiny_model(family: &str, folder: &Path) {
 fn grow_shard(from: &Path, to: &Path) {
     let file = fs::read(from).unwrap();
     let shard = SafeTensors::deserialize(&file).unwrap();
-    let mut tensors: HashMap<String, (Vec<usize>, Vec<u8>)> = HashMap::new();
+    let mut tensors: HashMap<String, (safetensors::Dtype, Vec<usize>, Vec<u8>)> = HashMap::new();
     for (name, tensor) in shard.iter() {
         let (mut shape, mut bytes) = (tensor.shape().to_vec(), tensor.data().to_vec());
         if name == "model.embed_tokens.weight" || name == "lm_head.weight" {
@@ -77,11 +77,11 @@ fn grow_shard(from: &Path, to: &Path) {
             }
             shape[0] = VOCAB_SIZE;
         }
-        tensors.insert(name.into(), (shape, bytes));
+        tensors.insert(name.into(), (tensor.dtype(), shape, bytes));
     }
     let views = tensors
         .iter()
-        .map(|(name, (shape, bytes))| (name, TensorView::new(safetensors::Dtype::BF16, shape.clone(), bytes).unwrap()));
+        .map(|(name, (dtype, shape, bytes))| (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
     safetensors::serialize_to_file(views, None, to).unwrap();
 }
 

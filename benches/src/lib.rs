@@ -4,6 +4,8 @@
 //! system has yet to hand out would slander it.
 #![forbid(unsafe_code)]
 
+pub mod decoder;
+
 use simd::matmul::Matrix;
 use simd::{Dtype, Isa};
 

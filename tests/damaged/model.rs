@@ -144,6 +144,27 @@ fn a_header_with_one_bit_turned_is_refused_or_harmless() {
 }
 
 #[test]
+fn a_scale_that_bf16_cannot_follow_is_refused_mapped_or_resident() {
+    let scales = "model.layers.1.mlp.experts.down_proj_scales"; // [6, 96, 2]
+    let model = tiny_model("gpt_oss");
+    let arguments = |load| ["generate", "-m", text(model.path()), "-p", "x", "-n", "2", "--temp", "0", "--load", load];
+    let whole: Vec<_> = ["mapped", "resident"].map(|load| run(&arguments(load)).stdout).into();
+    assert!(!whole[0].is_empty() && whole[0] == whole[1]);
+
+    let path = model.path().join("model.safetensors");
+    let mut file = fs::read(&path).unwrap();
+    let data = header_bytes(&file);
+    let header: Value = serde_json::from_slice(&file[8..data]).unwrap();
+    let start = header[scales]["data_offsets"][0].as_u64().unwrap() as usize;
+    file[data + start + 1001] = 255;
+    fs::write(&path, file).unwrap();
+    for load in ["mapped", "resident"] {
+        let parts = ["model.safetensors", scales, "the scale 255 at index 1001", "2 to 252", "fetch it again"];
+        assert_refused(load, &run(&arguments(load)), 1, &parts);
+    }
+}
+
+#[test]
 fn a_tokenizer_that_is_missing_or_none_is_refused() {
     for (content, parts) in [
         (None, &["tokenizer.json", "does not exist", "convert it"][..]),

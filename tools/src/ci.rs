@@ -30,12 +30,14 @@ const FORMAT: Step = cargo("format", &["fmt", "--all", "--check"]);
 const TIDY: Step = cargo("tidy", &["tools", "tidy"]);
 const CLIPPY: Step = cargo("clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
 const TESTS: Step = cargo("tests", &["test", "--workspace"]);
+/// Each bench once, unmeasured, in the profile that the tests were built in: a bench that no longer runs is found here.
+const BENCHES: Step = cargo("benches", &["test", "--workspace", "--bench", "*"]);
 const DOCS: Step =
     Step { environment: Some(("RUSTDOCFLAGS", "-D warnings")), ..cargo("docs", &["doc", "--workspace", "--no-deps"]) };
 
 /// Runs every step, or up to the first that fails, and prints what each took.
 pub(crate) fn run(tests: Tests) -> Result<(), String> {
-    let steps = [FORMAT, TIDY, CLIPPY, TESTS, DOCS];
+    let steps = [FORMAT, TIDY, CLIPPY, TESTS, BENCHES, DOCS];
     let steps = steps.iter().filter(|step| tests == Tests::Run || step.name != TESTS.name);
     let mut took = Vec::new();
     let result = steps.into_iter().try_for_each(|step| {

@@ -15,10 +15,17 @@ use std::process::{Command, ExitCode};
 const USAGE: &str = "\
 usage: cargo tools COMMAND
 
-  ci [--no-tests]   format, tidy, clippy, tests and docs, each with warnings denied; ends at the first failure
+  ci [--no-tests]   format, tidy, clippy, tests, benches and docs, each with warnings denied; ends at the first failure
   tidy              the rules of the house that no compiler knows
   synth --shape NAME [--layers N] [--seed S] -o DIR
                     a checkpoint with a published model's layer shape and random weights, for measuring speed
+  versus -m DIR     Nightmonk and llama.cpp on the same weights, in alternating rounds
+  record -m DIR --machine NAME
+                    what `nightmonk bench` measures, appended to benches/record
+  plot RECORD -o FILE.svg
+                    a record drawn
+  gguf -m DIR -o FILE.gguf
+                    a checkpoint's weights, as they are, for llama.cpp
   golden            sizes of the golden data
   golden --make     make it anew with transformers, or
   golden --check    compute it a second way and compare (both need Python and torch; by hand, never in CI)
@@ -31,8 +38,10 @@ exit codes: 0 done, 1 failed, 2 wrong usage";
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    if let ["synth", rest @ ..] = &arguments[..] {
-        return synth(rest);
+    match &arguments[..] {
+        ["synth", rest @ ..] => return package("synth", rest),
+        ["versus" | "record" | "plot" | "gguf", ..] => return package("measure", &arguments),
+        _ => {}
     }
     let command: fn() -> Result<(), String> = match arguments[..] {
         ["ci"] => || ci::run(ci::Tests::Run),
@@ -61,10 +70,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// The generator needs the engine's tensor names and an optimised build, so it is a package of its own.
-fn synth(arguments: &[&str]) -> ExitCode {
+/// What needs the engine, and with it an optimised build, is a package of its own.
+fn package(name: &str, arguments: &[&str]) -> ExitCode {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["run", "--release", "--quiet", "--package", "synth", "--"]).args(arguments);
+    cargo.args(["run", "--release", "--quiet", "--package", name, "--"]).args(arguments);
     match cargo.status() {
         Ok(status) if status.success() => ExitCode::SUCCESS,
         Ok(status) => ExitCode::from(status.code().map_or(1, |code| code.clamp(1, 255) as u8)),

@@ -5,7 +5,6 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use engine_core::model::Load;
 use simd::matmul::Activations;
 use simd::{Dtype, Isa};
 
@@ -110,9 +109,9 @@ pub(crate) struct Run {
     /// Terms of the activations in products with BF16 weights: bf16x2 or bf16
     #[arg(long, env = "NIGHTMONK_ACTIVATIONS", value_name = "FORM", default_value = "bf16x2")]
     pub(crate) activations: Activations,
-    /// Where weights live: resident (panels in memory) or mapped (the published file)
-    #[arg(long, env = "NIGHTMONK_LOAD", value_name = "MODE", default_value = "resident")]
-    pub(crate) load: Load,
+    /// Where weights live; the run's first line says what auto chose, and why
+    #[arg(long, env = "NIGHTMONK_LOAD", value_name = "MODE", default_value = "auto")]
+    pub(crate) load: LoadMode,
     /// Type of keys in the cache: f16, bf16 or f32 [llama.cpp: -ctk]
     #[arg(long, env = "NIGHTMONK_CACHE_TYPE_K", value_name = "TYPE", default_value = "f16", value_parser = cache_type)]
     pub(crate) cache_type_k: Dtype,
@@ -132,6 +131,16 @@ impl Run {
     pub(crate) fn with_ctx_size(&self, ctx_size: NonZeroUsize) -> Self {
         Self { ctx_size: Some(ctx_size), ..self.clone() }
     }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LoadMode {
+    /// Resident where it fits and the work is long enough to repay it, else mapped
+    Auto,
+    /// The published files, in the page cache: starts sooner, steps take about twice as long
+    Mapped,
+    /// Panels in memory of their own, read past the page cache
+    Resident,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -272,6 +281,10 @@ pub(crate) struct Bench {
     /// Repetitions, of which the median counts
     #[arg(short, long, value_name = "R", default_value = "5")]
     pub(crate) repetitions: NonZeroUsize,
+    /// First read the model as fast as the disk gives it, and compare loading with that: a row `load`. Only a model that
+    /// is not in the page cache shows the disk's speed
+    #[arg(long)]
+    pub(crate) load_test: bool,
     #[command(flatten)]
     pub(crate) run: Run,
     #[command(flatten)]

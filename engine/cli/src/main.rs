@@ -17,6 +17,7 @@ mod commands;
 mod failure;
 mod figures;
 mod internal_error;
+mod load_choice;
 mod model;
 mod output;
 mod progress;

@@ -6,15 +6,16 @@ use std::time::{Duration, Instant};
 
 use engine_core::checkpoint::{Checkpoint, TensorForm};
 use engine_core::config::ModelConfig;
-use engine_core::model::{LoadError, LoadProgress, Model, ModelOptions};
+use engine_core::model::{Load, LoadError, LoadProgress, Model, ModelOptions};
 use engine_core::plan::{Plan, PlanRequest};
 use engine_core::session::{Engine, EngineError, EngineOptions};
 use engine_core::text::{GenerationDefaults, TextError, Tokenizer};
 use numa::{MemoryFacts, Topology};
 use simd::Isa;
 
-use crate::args::{Gpu, Run};
+use crate::args::{Gpu, LoadMode, Run};
 use crate::failure::Failure;
+use crate::load_choice::{self, Choice, Work};
 use crate::progress::{Progress, Unit};
 
 /// What a plan leaves to tokenizer, stacks, page tables and the rest of the machine: a plan that fits to the byte is
@@ -56,7 +57,8 @@ pub(crate) fn check_folder(folder: &Path) -> Result<(), Failure> {
     }
 }
 
-/// Checks the flags that the machine or this version cannot honour, and completes the others.
+/// Checks the flags that the machine or this version cannot honour, and completes the others. Where the weights are to
+/// live is decided later, by [`choose_plan`].
 pub(crate) fn plan_request(run: &Run, config: &ModelConfig, width: usize) -> Result<PlanRequest, Failure> {
     if run.gpu == Gpu::Require {
         let why = "`--gpu require`: this version computes on the CPU alone; leave the flag out";
@@ -82,7 +84,7 @@ pub(crate) fn plan_request(run: &Run, config: &ModelConfig, width: usize) -> Res
         ubatch_size: run.ubatch_size.get().min(ctx_size),
         threads: threads(run.threads)?.get(),
         kv_dtype: run.cache_type_k,
-        load: run.load,
+        load: Load::Resident,
     })
 }
 
@@ -97,13 +99,15 @@ pub(crate) fn threads(asked: Option<NonZeroUsize>) -> Result<NonZeroUsize, Failu
     }
 }
 
-/// Counts the bytes of a run and refuses it where this machine has fewer.
-pub(crate) fn check_plan<F: Into<TensorForm>>(
+/// Counts the bytes of a run, decides where the weights are to live, and refuses what this machine has no memory for.
+pub(crate) fn choose_plan<F: Into<TensorForm>>(
     config: &ModelConfig,
     form_of: impl Fn(&str) -> F,
-    request: &PlanRequest,
+    request: PlanRequest,
+    mode: LoadMode,
+    work: Work,
     ram: Option<u64>,
-) -> Result<Plan, Failure> {
+) -> Result<Choice, Failure> {
     let available = match ram {
         Some(bytes) => bytes,
         None => {
@@ -111,7 +115,8 @@ pub(crate) fn check_plan<F: Into<TensorForm>>(
             usable.saturating_sub(RESERVE_BYTES_MIN.max(usable / RESERVE_FRACTION))
         }
     };
-    Plan::fit(config, form_of, request, available).map_err(Failure::Refused)
+    let fit = |request: &PlanRequest| Plan::fit(config, &form_of, request, available).map_err(Failure::Refused);
+    load_choice::choose(mode, work, request, fit)
 }
 
 /// Which rows of a step get logits.
@@ -129,37 +134,47 @@ pub(crate) struct Opened {
     pub(crate) request: PlanRequest,
     pub(crate) options: ModelOptions,
     plan: Plan,
+    /// Why the weights live where they do, where nobody asked for it.
+    reason: Option<String>,
 }
 
 impl Opened {
-    pub(crate) fn new(folder: &Path, run: &Run, width: usize, logits: LogitRows) -> Result<Self, Failure> {
+    pub(crate) fn new(folder: &Path, run: &Run, width: usize, logits: LogitRows, work: Work) -> Result<Self, Failure> {
         let checkpoint = Checkpoint::open(folder)?;
         let mut request = plan_request(run, checkpoint.config(), width)?;
         if logits == LogitRows::All {
             request.logits = request.ubatch_size;
         }
-        let plan = check_plan(checkpoint.config(), |name| checkpoint.form(name), &request, None)?;
+        let form_of = |name: &str| checkpoint.form(name);
+        let Choice { request, plan, reason } =
+            choose_plan(checkpoint.config(), form_of, request, run.load, work, None)?;
         let options = ModelOptions {
             isa: run.isa.unwrap_or_else(Isa::detect),
             activations: run.activations,
-            load: run.load,
+            load: request.load,
             threads: request.threads,
         };
-        Ok(Self { checkpoint, request, options, plan })
+        Ok(Self { checkpoint, request, options, plan, reason })
     }
 
     /// Loads the weights, after the run's first line.
     pub(crate) fn load(self) -> Result<Model, LoadError> {
-        let Self { checkpoint, request, options, plan } = self;
+        Ok(self.load_timed()?.0)
+    }
+
+    /// As [`Opened::load`], with what it took.
+    pub(crate) fn load_timed(self) -> Result<(Model, Loaded), LoadError> {
+        let Self { checkpoint, request, options, plan, reason } = self;
         let folder = checkpoint.folder();
         let name = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned();
         eprintln!(
-            "{name}: {:.2} billion parameters, isa {}, activations {}, keys and values {}, {} weights, {} threads, {} x {} tokens, {}",
+            "{name}: {:.2} billion parameters, isa {}, activations {}, keys and values {}, {} weights{}, {} threads, {} x {} tokens, {}",
             plan.parameters as f64 / 1e9,
             options.isa,
             options.activations,
             request.kv_dtype.name(),
             options.load,
+            reason.map_or(String::new(), |reason| format!(" ({reason})")),
             request.threads,
             request.width,
             request.ctx_size,
@@ -172,8 +187,9 @@ impl Opened {
             progress.set(at.done_bytes as u64);
             last = at;
         })?;
-        progress.line(&loaded(&last, start.elapsed()));
-        Ok(model)
+        let loaded = Loaded { bytes: last.done_bytes, disk_bytes: last.disk_bytes, time: start.elapsed() };
+        progress.line(&loaded.line());
+        Ok((model, loaded))
     }
 
     /// Loads the weights and starts an engine around them.
@@ -191,12 +207,19 @@ impl Opened {
 }
 
 /// What loading took, and which way the bytes came.
-fn loaded(at: &LoadProgress, time: Duration) -> String {
-    let bytes = |n: usize| engine_core::plan::bytes(n as u64);
-    let (seconds, cached) = (time.as_secs_f64(), at.done_bytes - at.disk_bytes);
-    let rate = at.done_bytes as f64 / seconds / 1e9;
-    let (disk, cached) = (bytes(at.disk_bytes), bytes(cached));
-    format!("loaded in {seconds:.1} s, {rate:.2} GB/s: {disk} from the disk, {cached} from the page cache")
+pub(crate) struct Loaded {
+    pub(crate) bytes: usize,
+    pub(crate) disk_bytes: usize,
+    pub(crate) time: Duration,
+}
+
+impl Loaded {
+    fn line(&self) -> String {
+        let bytes = |n: usize| engine_core::plan::bytes(n as u64);
+        let (seconds, rate) = (self.time.as_secs_f64(), self.bytes as f64 / self.time.as_secs_f64() / 1e9);
+        let (disk, cached) = (bytes(self.disk_bytes), bytes(self.bytes - self.disk_bytes));
+        format!("loaded in {seconds:.1} s, {rate:.2} GB/s: {disk} from the disk, {cached} from the page cache")
+    }
 }
 
 /// Why there is no engine though the folder is open.

@@ -31,6 +31,8 @@ pub struct PlanRequest {
 /// Bytes of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Plan {
+    /// Where the weights are to live.
+    pub load: Load,
     /// Parameters of the model.
     pub parameters: u64,
     /// Bytes of all tensors as published; they pass through the page cache.
@@ -84,6 +86,10 @@ impl DoesNotFit {
             bytes(*mapped_bytes),
             bytes(self.available_bytes),
         );
+        let needs = match self.plan.load_bytes > kv_bytes.saturating_add(*scratch_bytes) {
+            true => format!("{needs} (loading takes {} before that)", bytes(self.plan.load_bytes)),
+            false => needs,
+        };
         match self.ctx_size_that_fits {
             Some(ctx_size) => format!("{needs}; `--ctx-size {ctx_size}` fits"),
             None => format!(
@@ -128,9 +134,9 @@ fn strip_bytes(spec: &TensorSpec, form: TensorForm) -> usize {
             let panel = stored_bytes(&TensorSpec { shape: vec![PANEL.min(*rows), *cols], ..spec.clone() }, form);
             largest_strip(stored_bytes(spec, form) as usize, panel as usize)
         }
-        // Gate and up lie row by row in turn.
-        (TensorKind::Mxfp4Blocks { .. }, [stacked, _, blocks, bytes]) => {
-            largest_strip(stored_bytes(spec, form) as usize / stacked, 2 * PANEL * blocks * bytes)
+        // Rows of several matrices may lie in turn; each stack is cut on its own.
+        (TensorKind::Mxfp4Blocks { matrices }, [stacked, _, blocks, bytes]) => {
+            largest_strip(stored_bytes(spec, form) as usize / stacked, PANEL * (matrices / stacked) * blocks * bytes)
         }
         _ => 0,
     }
@@ -151,6 +157,7 @@ impl Plan {
     /// are at hand ([`Checkpoint::form`](crate::checkpoint::Checkpoint::form)), else from config.json.
     pub fn new<F: Into<TensorForm>>(config: &ModelConfig, form_of: impl Fn(&str) -> F, request: &PlanRequest) -> Self {
         let mut plan = Self {
+            load: request.load,
             parameters: 0,
             checkpoint_bytes: 0,
             weight_bytes: 0,

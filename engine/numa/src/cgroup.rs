@@ -128,6 +128,23 @@ mod tests {
     }
 
     #[test]
+    fn a_high_mark_counts_where_it_leaves_less_than_every_maximum() {
+        for (high, free_bytes) in [("6000", 2000), ("3000", 0)] {
+            let limit = tightest(&files(&[
+                ("/proc/self/cgroup", "0::/night.slice/engine.service\n"),
+                ("/proc/self/mountinfo", V2_MOUNT),
+                ("/sys/fs/cgroup/night.slice/engine.service/memory.max", "9000\n"),
+                ("/sys/fs/cgroup/night.slice/engine.service/memory.current", "1000\n"),
+                ("/sys/fs/cgroup/night.slice/memory.max", "8000\n"),
+                ("/sys/fs/cgroup/night.slice/memory.high", high),
+                ("/sys/fs/cgroup/night.slice/memory.current", "4000\n"),
+            ]));
+            let path = "/sys/fs/cgroup/night.slice/memory.high".to_owned();
+            assert_eq!(limit, Some(CgroupLimit { limit_bytes: high.parse().unwrap(), free_bytes, path }));
+        }
+    }
+
+    #[test]
     fn version_1_finds_its_own_mount_and_knows_its_number_for_no_limit() {
         let mounts = "32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
                       35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\

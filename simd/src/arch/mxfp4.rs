@@ -4,7 +4,7 @@
 //! with the BF16 matrix that the blocks stand for, and so are its bits.
 
 use super::Compute;
-use super::step::Step;
+use super::step::{PREFETCH_BYTES, Step};
 use crate::matmul::PANEL;
 
 /// A cache line of a panel, see `matmul::mxfp4`.
@@ -57,6 +57,11 @@ impl<T: Mxfp4Step, const P: usize, const S: usize> Compute for Mxfp4Tile<'_, T, 
         for block in 0..x_blocks[0].len() {
             let scales_at = block / GROUP_BLOCKS * GROUP_LINES;
             let lines_at = scales_at + 1 + block % GROUP_BLOCKS * BLOCK_LINES;
+            if const { S * 2 <= T::STREAMS } {
+                for w in w {
+                    step.prefetch(&w[scales_at], PREFETCH_BYTES);
+                }
+            }
             let mut scales = [step.scales(&w[0][scales_at], block); P];
             for p in 1..P {
                 scales[p] = step.scales(&w[p][scales_at], block);
@@ -70,6 +75,11 @@ impl<T: Mxfp4Step, const P: usize, const S: usize> Compute for Mxfp4Tile<'_, T, 
                 x[s] = &x_blocks[s][block];
             }
             for l in 0..BLOCK_LINES {
+                if const { S * 2 <= T::STREAMS } {
+                    for lines in lines {
+                        step.prefetch(&lines[l], PREFETCH_BYTES);
+                    }
+                }
                 let mut nibbles = [step.nibbles(&lines[0][l]); P];
                 for p in 1..P {
                     nibbles[p] = step.nibbles(&lines[p][l]);

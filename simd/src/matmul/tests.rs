@@ -282,6 +282,29 @@ fn bits_are_the_same_with_eight_lanes_and_with_sixteen() {
 }
 
 #[test]
+fn every_second_row_is_a_matrix_of_its_own() {
+    each_kind(|isa, dtype, activations| {
+        for (rows, cols) in [(64, 32), (64, 96), (33, 7), (1, 5)] {
+            let all = Weights::random(dtype, [rows, cols]);
+            let x = prepared(isa, dtype, activations, &numbers(9 * cols, 2), cols);
+            for first in 0..2 {
+                let some = (first..rows).step_by(2);
+                let values: Vec<f32> =
+                    some.clone().flat_map(|row| &all.values[row * cols..][..cols]).copied().collect();
+                let alone = Weights::new(dtype, [some.len(), cols], &values);
+                let w = all.row_major().every(first, 2);
+                assert_eq!((w.rows(), w.cols()), (some.len(), cols));
+                for select in [&[3][..], &some_rows(9, 9)] {
+                    let [got, want] = [w, alone.row_major()].map(|w| product(isa, &w, 0..w.panel_count(), &x, select));
+                    let same = zip(got.as_flattened(), want.as_flattened()).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "{isa} {dtype}: rows from {first} of [{rows}, {cols}]");
+                }
+            }
+        }
+    });
+}
+
+#[test]
 fn what_is_not_finite_reaches_its_row_and_no_other() {
     // The last rounds beyond the greatest BF16.
     for bad in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::from_bits(0x7f80_0001), f32::MAX] {

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-const SHAPES: [&str; 7] = [
+/// Names that [`config`] knows.
+pub const SHAPES: [&str; 7] = [
     "qwen3-30b-a3b",
     "qwen3-235b-a22b",
     "qwen3-coder-480b-a35b",
@@ -13,7 +14,10 @@ const SHAPES: [&str; 7] = [
 ];
 
 /// config.json of a shape, with `layers` layers in place of its own.
-pub(crate) fn config(shape: &str, layers: Option<usize>) -> Result<Value, String> {
+///
+/// # Errors
+/// Lists the shapes that are known.
+pub fn config(shape: &str, layers: Option<usize>) -> Result<Value, String> {
     let mut config = match shape {
         "qwen3-30b-a3b" => qwen3_moe([2048, 32, 4, 128, 768, 6144, 48], 1e6),
         "qwen3-235b-a22b" => qwen3_moe([4096, 64, 4, 128, 1536, 12288, 94], 1e6),

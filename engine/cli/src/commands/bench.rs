@@ -16,7 +16,8 @@ use simd::Dtype;
 
 use crate::args::{Bench, Format};
 use crate::failure::Failure;
-use crate::model::{self, LogitRows, Opened};
+use crate::load_choice::Work;
+use crate::model::{self, Loaded, LogitRows, Opened};
 use crate::output::print;
 
 /// Beyond the last-level cache of most machines; half of what the model leaves where that is less.
@@ -47,6 +48,29 @@ struct Figures {
     load_seconds: f64,
 }
 
+/// Loading beside plain reading, with `--load-test`.
+#[derive(Serialize)]
+struct LoadFigures {
+    test: &'static str,
+    threads: usize,
+    load: String,
+    load_bytes: usize,
+    /// Those of them that were not in the page cache.
+    disk_bytes: usize,
+    load_seconds: f64,
+    load_bytes_per_second: f64,
+    /// Bytes a second of direct reads alone, by as many threads, right before.
+    direct_read: f64,
+    fraction_of_direct_read: f64,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Measured {
+    Load(LoadFigures),
+    Speed(Figures),
+}
+
 #[derive(Clone, Copy)]
 struct Test {
     n_prompt: usize,
@@ -67,7 +91,7 @@ struct Bencher<'m> {
 pub(crate) fn run(arguments: &Bench) -> Result<(), Failure> {
     model::check_folder(&arguments.model)?;
     let tests = tests(arguments);
-    if tests.is_empty() {
+    if tests.is_empty() && !arguments.load_test {
         return Err(Failure::Usage("nothing to measure: `--n-prompt` and `--n-gen` are both 0".into()));
     }
     let positions = |test: &Test| test.depth.saturating_add(test.n_prompt.max(test.n_gen));
@@ -78,11 +102,27 @@ pub(crate) fn run(arguments: &Bench) -> Result<(), Failure> {
         )));
     }
     let width = tests.iter().map(|test| test.width).max().unwrap_or(1);
-    let start = Instant::now();
     let run = arguments.run.with_ctx_size(NonZeroUsize::new(ctx_size).unwrap_or(NonZeroUsize::MIN));
-    let opened = Opened::new(&arguments.model, &run, width, LogitRows::Last)?;
+    let mut start = Instant::now();
+    let opened = Opened::new(&arguments.model, &run, width, LogitRows::Last, work(&tests, arguments))?;
     let request = opened.request;
-    let model = opened.load()?;
+    let mut rows = Vec::new();
+    let mut direct_read = None;
+    if arguments.load_test {
+        let reading = Instant::now();
+        let bytes = engine_core::model::read_only(&opened.checkpoint, request.threads)?;
+        let time = reading.elapsed();
+        direct_read = Some(bytes as f64 / time.as_secs_f64());
+        start += time; // not a part of loading
+    }
+    let (model, loaded) = opened.load_timed()?;
+    if let Some(direct_read) = direct_read {
+        let row = load_figures(&model, &loaded, direct_read);
+        if arguments.output.output == Format::Text {
+            print(load_line(&row))?;
+        }
+        rows.push(Measured::Load(row));
+    }
     let threads = NonZeroUsize::new(request.threads).unwrap_or(NonZeroUsize::MIN);
     let mut pool = Pool::new(threads, Pinning::Pinned)?;
     let shape = KvShape::new(model.config(), request.kv_dtype, width * blocks_for(ctx_size));
@@ -98,13 +138,12 @@ pub(crate) fn run(arguments: &Bench) -> Result<(), Failure> {
     let mut region = Region::anonymous(REGION_BYTES.min(spare as usize))?;
     region.prefault(Some(bencher.space.pool()))?;
 
-    let mut rows = Vec::new();
     for test in &tests {
         let row = bencher.measure(*test, arguments.repetitions.get(), &region, load_seconds)?;
         if arguments.output.output == Format::Text {
             print(line(&row))?;
         }
-        rows.push(row);
+        rows.push(Measured::Speed(row));
     }
     if arguments.output.output == Format::Json {
         print(format_args!("{}\n", serde_json::to_string(&rows)?))?;
@@ -126,6 +165,42 @@ fn tests(arguments: &Bench) -> Vec<Test> {
         }
     }
     tests
+}
+
+/// All tokens of all tests, repeated and once before.
+fn work(tests: &[Test], arguments: &Bench) -> Work {
+    let times = arguments.repetitions.get().saturating_add(1);
+    let all = |of: fn(&Test) -> usize| tests.iter().map(of).fold(0, usize::saturating_add).saturating_mul(times);
+    Work::Tokens { prompt: all(|test| test.n_prompt), generate: all(|test| test.n_gen.saturating_mul(test.width)) }
+}
+
+fn load_figures(model: &Model, loaded: &Loaded, direct_read: f64) -> LoadFigures {
+    let load_seconds = loaded.time.as_secs_f64();
+    let load_bytes_per_second = loaded.bytes as f64 / load_seconds;
+    LoadFigures {
+        test: "load",
+        threads: model.options().threads,
+        load: model.options().load.to_string(),
+        load_bytes: loaded.bytes,
+        disk_bytes: loaded.disk_bytes,
+        load_seconds,
+        load_bytes_per_second,
+        direct_read,
+        fraction_of_direct_read: load_bytes_per_second / direct_read,
+    }
+}
+
+fn load_line(row: &LoadFigures) -> String {
+    format!(
+        "{:<8} {:.1} s, {:.2} GB/s, {:.3} of {:.2} GB/s of direct reads; {:.1} GB from the disk, {:.1} GB from the page cache\n",
+        row.test,
+        row.load_seconds,
+        row.load_bytes_per_second / 1e9,
+        row.fraction_of_direct_read,
+        row.direct_read / 1e9,
+        row.disk_bytes as f64 / 1e9,
+        (row.load_bytes - row.disk_bytes) as f64 / 1e9,
+    )
 }
 
 impl Bencher<'_> {

@@ -12,6 +12,7 @@ use serde_json::json;
 use crate::args::{Format, Generate, Run, Sampling};
 use crate::failure::Failure;
 use crate::figures;
+use crate::load_choice::Work;
 use crate::model::{self, LogitRows, ModelText, Opened};
 use crate::output::print;
 use crate::progress::{Progress, Unit};
@@ -23,7 +24,8 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
     let sampling = sampling(&arguments.sampling, &text)?;
     let tokens = tokens(arguments, &prompt, &text)?;
     let (run, max_tokens) = room(arguments, tokens.len())?;
-    let mut engine = Opened::new(&arguments.model, &run, 1, LogitRows::Last)?.engine(&text)?;
+    let work = Work::Tokens { prompt: tokens.len(), generate: max_tokens };
+    let mut engine = Opened::new(&arguments.model, &run, 1, LogitRows::Last, work)?.engine(&text)?;
     let before = figures::read_bandwidth(&mut engine);
 
     let mut prefill = Some(Progress::new("prompt", Unit::Tokens, tokens.len() as u64));

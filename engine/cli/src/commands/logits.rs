@@ -11,6 +11,7 @@ use numa::{Pinning, Pool};
 use super::npy;
 use crate::args::Logits;
 use crate::failure::Failure;
+use crate::load_choice::Work;
 use crate::model::{self, LogitRows, Opened};
 use crate::progress::{Progress, Unit};
 
@@ -35,7 +36,8 @@ pub(crate) fn run(arguments: &Logits) -> Result<(), Failure> {
         Some(_) => arguments.run.clone(),
         None => arguments.run.with_ctx_size(length),
     };
-    let opened = Opened::new(&arguments.model, &run, 1, LogitRows::All)?;
+    let work = Work::Tokens { prompt: tokens.len(), generate: 0 };
+    let opened = Opened::new(&arguments.model, &run, 1, LogitRows::All, work)?;
     let (config, request) = (opened.checkpoint.config(), opened.request);
     if let Some(token) = tokens.iter().find(|token| **token as usize >= config.vocab_size) {
         return Err(Failure::Usage(format!("token {token} is not in the vocabulary of {}", config.vocab_size)));

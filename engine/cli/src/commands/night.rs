@@ -11,6 +11,7 @@ use engine_monk::{EngineGenerator, Job, Night, Settings, StepKind};
 use crate::args::{self, NightCommand, NightRun};
 use crate::failure::Failure;
 use crate::figures;
+use crate::load_choice::Work;
 use crate::model::{self, LogitRows, ModelText, Opened};
 use crate::output::{print, printable};
 use crate::progress::{Progress, Unit};
@@ -50,7 +51,7 @@ fn prepare(path: &Path, arguments: &NightRun) -> Result<Ready, Failure> {
     model::check_folder(&folder)?;
     let text = ModelText::from_dir(&folder)?;
     let template = ChatTemplate::from_dir(&folder)?;
-    let opened = Opened::new(&folder, &arguments.run, arguments.width.get(), LogitRows::Last)?;
+    let opened = Opened::new(&folder, &arguments.run, arguments.width.get(), LogitRows::Last, Work::Long)?;
     Ok(Ready { night, text, template, opened })
 }
 

@@ -7,6 +7,7 @@ use simd::Dtype;
 
 use crate::args::{self, Format};
 use crate::failure::Failure;
+use crate::load_choice::Work;
 use crate::model;
 use crate::output::print;
 
@@ -38,7 +39,8 @@ fn plan(arguments: &args::Plan) -> Result<Plan, Failure> {
         let checkpoint = Checkpoint::open(&arguments.model)?;
         let request = model::plan_request(&arguments.run, checkpoint.config(), width)?;
         let form_of = |name: &str| checkpoint.form(name);
-        model::check_plan(checkpoint.config(), form_of, &request, arguments.ram)
+        let (mode, ram) = (arguments.run.load, arguments.ram);
+        Ok(model::choose_plan(checkpoint.config(), form_of, request, mode, Work::Long, ram)?.plan)
     } else {
         let file = match arguments.model.is_dir() {
             true => arguments.model.join("config.json"),
@@ -47,7 +49,8 @@ fn plan(arguments: &args::Plan) -> Result<Plan, Failure> {
         let config = ModelConfig::from_file(&file)?;
         let request = model::plan_request(&arguments.run, &config, width)?;
         let dtype = config.torch_dtype.unwrap_or(Dtype::Bf16);
-        model::check_plan(&config, |_| dtype, &request, arguments.ram)
+        let (mode, ram) = (arguments.run.load, arguments.ram);
+        Ok(model::choose_plan(&config, |_| dtype, request, mode, Work::Long, ram)?.plan)
     }
 }
 
@@ -61,10 +64,11 @@ fn table(plan: &Plan) -> String {
     [
         format!("{:<18}{:>14.2}  billion\n", "parameters", plan.parameters as f64 / 1e9),
         row("checkpoint", plan.checkpoint_bytes, "tensors as published"),
-        row("weights", plan.weight_bytes, "in memory of their own"),
+        row("weights", plan.weight_bytes, &format!("in memory of their own ({})", plan.load)),
         row("mapped", plan.mapped_bytes, "of the checkpoint, in the page cache"),
         row("keys and values", plan.kv_bytes, &tokens),
         row("scratch", plan.scratch_bytes, "buffers of a step"),
+        row("loading", plan.load_bytes, "buffers, given back before keys, values and scratch are taken"),
         row("total", plan.total_bytes, ""),
         row("a token reads", plan.bytes_per_token, "of weights"),
     ]

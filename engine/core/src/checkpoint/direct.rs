@@ -1,5 +1,7 @@
 //! Shards read past the page cache, for weights that get memory of their own.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use numa::{AlignedBuffer, DirectFile};
 
 use super::{Checkpoint, CheckpointError, Location};
@@ -29,13 +31,60 @@ impl<'c> DirectShards<'c> {
         Ok(Self { checkpoint, files })
     }
 
+    /// Reads all shards to their ends, `strip` bytes at a time by each of `readers` threads, and keeps nothing: how fast
+    /// the disk is at best. Returns the bytes.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Read`], and [`CheckpointError::Threads`] if they do not start.
+    pub fn read_all(&self, readers: usize, strip: usize) -> Result<u64, CheckpointError> {
+        let next = AtomicUsize::new(0);
+        let strips: Vec<(usize, u64, usize)> = self
+            .files
+            .iter()
+            .enumerate()
+            .flat_map(|(shard, file)| {
+                let offsets = (0..file.bytes()).step_by(strip);
+                offsets.map(move |at| (shard, at, strip.min((file.bytes() - at) as usize)))
+            })
+            .collect();
+        let work = |mut buffer: AlignedBuffer| -> Result<u64, CheckpointError> {
+            let mut bytes = 0;
+            while let Some((shard, at, len)) = strips.get(next.fetch_add(1, Ordering::Relaxed)) {
+                self.read_at(*shard, *at, *len, &mut buffer)?;
+                bytes += *len as u64;
+            }
+            Ok(bytes)
+        };
+        let failed = |error: std::io::Error| CheckpointError::Threads { threads: readers, why: error.to_string() };
+        std::thread::scope(|scope| {
+            let start = |_| {
+                let (work, buffer) = (&work, AlignedBuffer::new(strip).map_err(failed)?);
+                std::thread::Builder::new()
+                    .name("read".into())
+                    .spawn_scoped(scope, move || work(buffer))
+                    .map_err(failed)
+            };
+            let threads = (0..readers).map(start).collect::<Result<Vec<_>, _>>()?;
+            threads.into_iter().map(|thread| thread.join().expect("reading does not panic")).sum()
+        })
+    }
+
     /// The bytes at a place, in `buffer`, which must have room for them.
     ///
     /// # Errors
     /// [`CheckpointError::Read`] with what the system says, also of a shard that became shorter.
     pub fn read<'b>(&self, location: &Location, buffer: &'b mut AlignedBuffer) -> Result<&'b [u8], CheckpointError> {
-        self.files[location.shard].read_at(location.start as u64, location.size(), buffer).map_err(|source| {
-            CheckpointError::Read { path: self.checkpoint.shards[location.shard].path.clone(), source }
-        })
+        self.read_at(location.shard, location.start as u64, location.size(), buffer)
+    }
+
+    fn read_at<'b>(
+        &self,
+        shard: usize,
+        at: u64,
+        len: usize,
+        buffer: &'b mut AlignedBuffer,
+    ) -> Result<&'b [u8], CheckpointError> {
+        let failed = |source| CheckpointError::Read { path: self.checkpoint.shards[shard].path.clone(), source };
+        self.files[shard].read_at(at, len, buffer).map_err(failed)
     }
 }

@@ -109,6 +109,16 @@ impl MappedFile {
         }
     }
 
+    /// Says that of this file single pages will be read through the map, but for those of `whole`. Otherwise every page
+    /// that is touched brings a read-ahead window of others with it, up to several MiB, for nobody.
+    ///
+    /// # Errors
+    /// What the system says; only time is lost by it.
+    pub fn expect_single_pages(&self, whole: Option<Range<usize>>) -> io::Result<()> {
+        self.map.advise(Advice::Random)?;
+        whole.map_or(Ok(()), |whole| self.map.advise_range(Advice::Normal, whole.start, whole.len()))
+    }
+
     /// Takes the file's pages out of this process; those that are read again come back from the page cache. Without it a
     /// file that was read once counts as this process's memory, beside the copy that was made of it.
     ///

@@ -291,6 +291,14 @@ impl Checkpoint {
         self.shards[location.shard].check_intact()
     }
 
+    /// Says that of all shards only what is at `whole` will be read through the map in large pieces, see
+    /// [`MappedFile::expect_single_pages`]. That is thrift too.
+    pub fn expect_single_pages(&self, whole: &Location) {
+        for (index, shard) in self.shards.iter().enumerate() {
+            let _ = shard.map.expect_single_pages((index == whole.shard).then(|| whole.range()));
+        }
+    }
+
     /// Takes the shards' pages out of this process, see [`MappedFile::release`]. That is thrift, not need: a system that
     /// does not do it is asked in vain.
     pub fn release(&self) {
@@ -307,6 +315,17 @@ impl Checkpoint {
     pub fn check_finite(&self, name: &str) -> Result<(), CheckpointError> {
         let location = self.location(name);
         self.check_finite_part(name, &location, self.bytes(&location))
+    }
+
+    /// Bytes of the parts, up to `most` where a panel has no more, in which tensor `name` can be checked: packed panels
+    /// are not cut.
+    pub fn whole_parts(&self, name: &str, most: usize) -> usize {
+        let TensorInfo { layout, shape, .. } = &self.tensors[name].1;
+        let panel = match (layout, &shape[..]) {
+            (Layout::Packed { .. }, [_, cols]) => simd::matmul::packed::panel_bytes(*cols).unwrap_or(1),
+            _ => return most,
+        };
+        (most / panel).max(1) * panel
     }
 
     /// As [`Checkpoint::check_finite`], for the part of the tensor at `part`, whose bytes were read already. Of packed

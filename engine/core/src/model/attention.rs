@@ -2,17 +2,21 @@
 //! visible positions, output projection.
 //!
 //! A query's positions are cut into runs of fixed length that begin at multiples of it; runs are folded in their order.
-//! So a row's bits do not depend on the rows beside it, on the chunk of the prompt that it came in, or on workers.
+//! So a row's bits do not depend on the rows beside it, on the chunk of the prompt that it came in, or on workers. Where
+//! there are fewer queries and heads than workers, the runs themselves are spread, and their parts are folded later: in
+//! the same order, with the same bits.
+
+use std::ops::Range;
 
 use numa::TileMut;
-use simd::attention::{self, KV_BLOCK, KV_RUN};
+use simd::attention::{self, AttendScratch, KV_BLOCK, KV_RUN};
 use simd::elementwise;
 
-use super::forward::Batch;
+use super::forward::{Batch, Row};
 use super::linear::Into;
 use super::weights::{Layer, Model};
 use super::workspace::{Buffers, Crew, QUERY_TILE, RUN_BLOCKS, Worker, Workspace};
-use crate::kv_cache::KvCache;
+use crate::kv_cache::{BlockId, KvCache};
 
 impl Model {
     /// `residual += attention(norm(residual))`
@@ -84,6 +88,9 @@ impl Model {
             let (first, last) = (batch.rows[tile.start].position, batch.rows[tile.end - 1].position);
             crew.bytes_read += (last + 1 - first_visible(layer.window, first)) * position_bytes;
         }
+        if batch.spreads_runs(config.num_key_value_heads, crew.pool.threads()) {
+            return self.attend_by_runs(index, layer, batch, kv, buffers, crew);
+        }
         let Crew { pool, workers, cuts, .. } = crew;
         let group = config.group_size() * config.head_dim;
         cuts.clear();
@@ -111,8 +118,7 @@ impl Model {
     ) {
         let config = self.config();
         let (head_dim, group) = (config.head_dim, config.group_size());
-        let (isa, window) = (self.options.isa, layer.window);
-        let rows = tile.rows();
+        let (window, rows) = (layer.window, tile.rows());
         let width = config.query_size() + 2 * config.key_value_size();
         let kernel_rows = rows.len() * group;
         let query = &mut worker.query[..kernel_rows * head_dim];
@@ -126,33 +132,14 @@ impl Model {
             Some(sinks) => attention::begin_with_sinks(state, head_dim, &sinks[head * group..][..group]),
         }
 
-        let table = &batch.tables[batch.rows[rows.start].sequence];
-        let first = first_visible(window, batch.rows[rows.start].position) / KV_RUN;
-        let last = batch.rows[rows.end - 1].position / KV_RUN;
-        for run in first..=last {
-            let run_start = run * KV_RUN;
+        let (first, last) = (&batch.rows[rows.start], &batch.rows[rows.end - 1]);
+        for run in runs(window, first.position..last.position + 1) {
             worker.visible.clear();
             for row in &batch.rows[rows.clone()] {
-                let from = first_visible(window, row.position).clamp(run_start, run_start + KV_RUN) - run_start;
-                let to = (row.position + 1).clamp(run_start, run_start + KV_RUN) - run_start;
-                worker.visible.extend(std::iter::repeat_n(from..to, group));
+                worker.visible.extend(std::iter::repeat_n(visible(window, row.position, run), group));
             }
-            let of_run = &table[run * RUN_BLOCKS..table.len().min((run + 1) * RUN_BLOCKS)];
-            let mut blocks: [&[u8]; RUN_BLOCKS] = [&[]; RUN_BLOCKS];
-            for (block, id) in blocks.iter_mut().zip(of_run) {
-                *block = kv.block(index, *id, head);
-            }
-            attention::attend_run(
-                isa,
-                query,
-                head_dim,
-                1.0 / (head_dim as f32).sqrt(),
-                kv.shape().dtype,
-                &blocks[..of_run.len()],
-                &worker.visible,
-                &mut worker.attend,
-                part,
-            );
+            let table = &batch.tables[first.sequence];
+            self.attend_run(kv, index, head, run, table, query, &worker.visible, &mut worker.attend, part);
             attention::fold_run(state, part, head_dim);
         }
         for row in 0..rows.len() {
@@ -160,6 +147,119 @@ impl Model {
             attention::finish(&state[of_row], head_dim, tile.row_mut(row));
         }
     }
+
+    /// As [`attend`](Self::attend), for a row each of few sequences: every run is a task of its own.
+    ///
+    /// Parts go through a buffer of fixed size, as many at a time as it holds.
+    fn attend_by_runs(
+        &self,
+        index: usize,
+        layer: &Layer,
+        batch: &Batch,
+        kv: &KvCache,
+        buffers: &mut Buffers,
+        crew: &mut Crew,
+    ) {
+        let config = self.config();
+        let (heads, head_dim, group) = (config.num_key_value_heads, config.head_dim, config.group_size());
+        let (part_size, query_size) = (group * (head_dim + 2), group * head_dim);
+        let width = config.query_size() + 2 * config.key_value_size();
+        let Buffers { qkv, attended, parts, states, .. } = buffers;
+        let (qkv, window) = (&*qkv, layer.window);
+        // A unit is one row and one group of heads; units, and the runs within a unit, follow each other.
+        let units = batch.rows.len() * heads;
+        let runs_of = |unit: usize| {
+            let position = batch.rows[unit / heads].position;
+            runs(window, position..position + 1)
+        };
+        let states = &mut states[..units * part_size];
+        for (unit, state) in states.chunks_exact_mut(part_size).enumerate() {
+            match &layer.sinks {
+                None => attention::begin(state, head_dim),
+                Some(sinks) => attention::begin_with_sinks(state, head_dim, &sinks[unit % heads * group..][..group]),
+            }
+        }
+        let total: usize = (0..units).map(|unit| runs_of(unit).len()).sum();
+        let at_once = parts.len() / part_size;
+        let Crew { pool, workers, .. } = crew;
+        for first in (0..total).step_by(at_once) {
+            let count = at_once.min(total - first);
+            let parts = &mut parts[..count * part_size];
+            pool.chunks(workers, parts, part_size, |worker, task, part| {
+                let (mut unit, mut before) = (0, first + task);
+                while before >= runs_of(unit).len() {
+                    before -= runs_of(unit).len();
+                    unit += 1;
+                }
+                let (row, head, run) = (unit / heads, unit % heads, runs_of(unit).start + before);
+                let Row { position, sequence, .. } = batch.rows[row];
+                let query = &qkv[row * width + head * query_size..][..query_size];
+                worker.visible.clear();
+                worker.visible.extend(std::iter::repeat_n(visible(window, position, run), group));
+                let table = &batch.tables[sequence];
+                self.attend_run(kv, index, head, run, table, query, &worker.visible, &mut worker.attend, part);
+            });
+            let parts = &*parts;
+            pool.chunks(workers, states, part_size, |_, unit, state| {
+                let start: usize = (0..unit).map(|unit| runs_of(unit).len()).sum();
+                let here = start.max(first)..(start + runs_of(unit).len()).min(first + count);
+                for part in here {
+                    attention::fold_run(state, &parts[(part - first) * part_size..][..part_size], head_dim);
+                }
+            });
+        }
+        // Units stand as their outputs do: rows, then heads.
+        let outputs = attended.chunks_exact_mut(query_size);
+        for (state, out) in states.chunks_exact(part_size).zip(outputs) {
+            attention::finish(state, head_dim, out);
+        }
+    }
+
+    /// One run of one KV head for queries that see some of it.
+    #[expect(clippy::too_many_arguments, reason = "one task's view of the step")]
+    fn attend_run(
+        &self,
+        kv: &KvCache,
+        layer: usize,
+        head: usize,
+        run: usize,
+        table: &[BlockId],
+        query: &[f32],
+        visible: &[Range<usize>],
+        scratch: &mut AttendScratch,
+        part: &mut [f32],
+    ) {
+        let head_dim = self.config().head_dim;
+        let of_run = &table[run * RUN_BLOCKS..table.len().min((run + 1) * RUN_BLOCKS)];
+        let mut blocks: [&[u8]; RUN_BLOCKS] = [&[]; RUN_BLOCKS];
+        for (block, id) in blocks.iter_mut().zip(of_run) {
+            *block = kv.block(layer, *id, head);
+        }
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let blocks = &blocks[..of_run.len()];
+        attention::attend_run(
+            self.options.isa,
+            query,
+            head_dim,
+            scale,
+            kv.shape().dtype,
+            blocks,
+            visible,
+            scratch,
+            part,
+        );
+    }
+}
+
+/// Runs that the queries at `positions`, some that follow each other, see.
+fn runs(window: Option<usize>, positions: Range<usize>) -> Range<usize> {
+    first_visible(window, positions.start) / KV_RUN..(positions.end - 1) / KV_RUN + 1
+}
+
+/// What of run `run` the query at `position` sees, counted from the start of the run.
+fn visible(window: Option<usize>, position: usize, run: usize) -> Range<usize> {
+    let within = |position: usize| position.clamp(run * KV_RUN, (run + 1) * KV_RUN) - run * KV_RUN;
+    within(first_visible(window, position))..within(position + 1)
 }
 
 /// First position that the query at `position` sees: a window counts the query itself.
@@ -168,8 +268,15 @@ fn first_visible(window: Option<usize>, position: usize) -> usize {
 }
 
 impl Batch<'_> {
+    /// Whether runs are worth spreading: a row each of so few sequences that heads alone would leave workers idle.
+    fn spreads_runs(&self, heads: usize, threads: usize) -> bool {
+        let alone = self.rows.windows(2).all(|pair| pair[0].sequence != pair[1].sequence);
+        let long = self.rows.iter().any(|row| row.position >= KV_RUN);
+        alone && long && self.rows.len() * heads < spread_units(threads)
+    }
+
     /// Cuts the rows into tiles of one sequence each.
-    fn query_tiles(&self, tiles: &mut Vec<std::ops::Range<usize>>) {
+    fn query_tiles(&self, tiles: &mut Vec<Range<usize>>) {
         tiles.clear();
         let mut start = 0;
         for row in 1..=self.rows.len() {
@@ -182,6 +289,11 @@ impl Batch<'_> {
             }
         }
     }
+}
+
+/// Rows times heads from which on every worker has a few of them.
+pub(super) fn spread_units(threads: usize) -> usize {
+    if threads == 1 { 0 } else { 4 * threads }
 }
 
 const _: () = assert!(KV_RUN.is_multiple_of(KV_BLOCK), "a run is whole blocks");

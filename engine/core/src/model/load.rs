@@ -17,11 +17,12 @@ use super::place::Place;
 use super::rope_table::RopeTable;
 use super::strips;
 use super::weights::{Layer, Model};
-use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::checkpoint::{Checkpoint, CheckpointError, DirectShards};
 use crate::config::{ExpertStorage, Mlp, Sparse, expert_names, layer_names};
 
 /// Where weights live while the model runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Load {
     /// In the page cache, as the folder holds them.
     Mapped,
@@ -113,6 +114,16 @@ pub enum LoadError {
     },
 }
 
+/// Reads a checkpoint past the page cache as [`Model::load`] does for `threads` workers, and does nothing with it.
+/// Returns the bytes; how long that takes is what loading is to be compared with.
+///
+/// # Errors
+/// Shards that cannot be read, or threads that do not start.
+pub fn read_only(checkpoint: &Checkpoint, threads: usize) -> Result<u64, CheckpointError> {
+    let total = checkpoint.shards().map(|(_, bytes)| bytes.len()).sum();
+    DirectShards::open(checkpoint)?.read_all(strips::readers(threads, total), strips::STRIP_BYTES)
+}
+
 impl Model {
     /// Opens `folder`, checks every weight, and places the matrices.
     ///
@@ -137,6 +148,10 @@ impl Model {
     ) -> Result<Self, LoadError> {
         check_types(&checkpoint)?;
         let config = checkpoint.config();
+        if options.load == Load::Resident {
+            // Norms and biases are read through the map, and would bring what lies around them into the page cache.
+            checkpoint.expect_single_pages(&checkpoint.location(strips::EMBEDDING));
+        }
         let mut place = Place::new(&checkpoint, options.load);
         let layers: Vec<Layer> = (0..config.layers.len()).map(|layer| place.layer(config, layer)).collect();
         let lm_head = place.linear(checkpoint.lm_head_name());

@@ -15,7 +15,7 @@ mod weights;
 mod workspace;
 
 pub use forward::{Batch, Observer, Row};
-pub use load::{Load, LoadError, LoadProgress, ModelOptions};
+pub use load::{Load, LoadError, LoadProgress, ModelOptions, read_only};
 pub(crate) use strips::{buffer_bytes as load_buffer_bytes, largest_strip};
 pub use weights::Model;
 pub use workspace::{Workspace, WorkspaceShape};

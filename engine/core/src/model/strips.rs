@@ -23,7 +23,7 @@ use crate::config::TensorSpec;
 pub(super) const STRIP_BYTES: usize = 8 << 20;
 
 /// Is looked up by rows, in the map, also where it has panels as the output matrix of a tied model.
-const EMBEDDING: &str = "model.embed_tokens.weight";
+pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
 
 /// Reads under way at a time, at least: disks are at their best with several, and while one waits others compute.
 const READERS_MIN: usize = 4;
@@ -40,7 +40,9 @@ pub(super) struct Strip<'a> {
     location: Location,
     /// The matrices whose rows are here: none for a tensor without a place, several where they are published together.
     lays: Vec<Lay<'a>>,
-    /// The run reads these bytes in the map: all of a mapped model, and what has no place or is looked up by rows.
+    /// Where the scales of these bytes lie, if they have some.
+    scales: Option<Location>,
+    /// Of a resident model too the run reads these bytes in the map, by rows.
     stays_mapped: bool,
 }
 
@@ -51,7 +53,7 @@ struct Lay<'a> {
 }
 
 /// Threads that read `total` bytes for a run of `threads` workers: one has enough to do with a strip.
-fn readers(threads: usize, total: usize) -> usize {
+pub(super) fn readers(threads: usize, total: usize) -> usize {
     threads.clamp(READERS_MIN, READERS_MAX).min(total.div_ceil(STRIP_BYTES)).max(1)
 }
 
@@ -62,8 +64,8 @@ pub(crate) fn largest_strip(matrix: usize, panel: usize) -> usize {
 
 /// Bytes that the buffers of all readers take, for a resident model of `total` bytes and strips of up to `strip`.
 pub(crate) fn buffer_bytes(threads: usize, total: usize, strip: usize) -> usize {
-    // A buffer has room for the blocks around a strip.
-    readers(threads, total).saturating_mul(strip.saturating_add(2 * BLOCK))
+    // A buffer has room for the blocks around a strip; a second one, for scales, is a sixteenth of it.
+    readers(threads, total).saturating_mul(strip.saturating_add(strip / 16).saturating_add(4 * BLOCK))
 }
 
 /// Cuts all tensors into strips, in the order of the files. `placed` ascends in `region`; a strip is one panel or more,
@@ -84,7 +86,8 @@ pub(super) fn cut<'a>(
     let mut pieces: BTreeMap<Location, Pieces<'a>> = BTreeMap::new();
     let names: HashSet<&str> = placed.iter().map(|placed| placed.tensor.as_str()).collect();
     for spec in tensors.iter().filter(|spec| !names.contains(spec.name.as_str())) {
-        let whole = Pieces { tensor: &spec.name, strip_bytes: most, fills: Vec::new() };
+        let strip_bytes = checkpoint.whole_parts(&spec.name, most);
+        let whole = Pieces { tensor: &spec.name, strip_bytes, fills: Vec::new() };
         pieces.insert(checkpoint.location(&spec.name), whole);
     }
     let (mut rest, mut at) = (region, 0);
@@ -105,9 +108,11 @@ pub(super) fn cut<'a>(
             let end = location.size().min(start + strip_bytes);
             let lay =
                 |(placed, chunks): &mut (&'a Placed, ChunksMut<'a, u8>)| Some(Lay { placed, panels: chunks.next()? });
-            let lays = fills.iter_mut().filter_map(lay).collect();
-            let stays_mapped = fills.is_empty() || tensor == EMBEDDING;
-            strips.push(Strip { tensor, location: location.part(start..end), lays, stays_mapped });
+            let lays: Vec<Lay> = fills.iter_mut().filter_map(lay).collect();
+            let location = location.part(start..end);
+            // Matrices that are published together share their scales.
+            let scales = lays.first().and_then(|lay| lay.placed.source.scales_of(&location));
+            strips.push(Strip { tensor, location, lays, scales, stays_mapped: tensor == EMBEDDING });
         }
     }
     strips
@@ -115,12 +120,20 @@ pub(super) fn cut<'a>(
 
 impl Strip<'_> {
     /// Reads, checks and lays; returns whether the bytes came from the disk.
-    fn run(self, checkpoint: &Checkpoint, reader: &mut Reader, isa: Isa) -> Result<bool, CheckpointError> {
+    fn run(
+        self,
+        checkpoint: &Checkpoint,
+        [reader, of_scales]: &mut [Reader; 2],
+        isa: Isa,
+    ) -> Result<bool, CheckpointError> {
         let Read { bytes, from_disk } = reader.read(&self.location, self.stays_mapped)?;
         checkpoint.check_finite_part(self.tensor, &self.location, bytes)?;
+        // They are checked in strips of their own.
+        let scales = match &self.scales {
+            Some(scales) => of_scales.read(scales, false)?.bytes,
+            None => &[],
+        };
         for Lay { placed, panels } in self.lays {
-            // Scales are few and lie elsewhere: they come from the map, and are checked in strips of their own.
-            let scales = placed.source.scales_of(&self.location).map_or(&[][..], |scales| checkpoint.bytes(&scales));
             placed.source.lay(isa, placed.dtype, placed.cols, bytes, scales, panels);
         }
         Ok(from_disk)
@@ -142,10 +155,15 @@ pub(super) fn read(
         Load::Resident => Some(DirectShards::open(checkpoint)?),
     };
     let most = strips.iter().filter(|strip| !strip.stays_mapped).map(|strip| strip.location.size()).max().unwrap_or(0);
-    let reader = || match &direct {
-        None => Ok(Reader::mapped(checkpoint)),
-        Some(shards) => Reader::direct(checkpoint, shards, most)
-            .map_err(|source| LoadError::Memory { bytes: readers * most, source }),
+    let most_scales = strips.iter().filter_map(|strip| strip.scales.as_ref()).map(Location::size).max().unwrap_or(0);
+    let pair = || match &direct {
+        None => Ok([Reader::mapped(checkpoint), Reader::mapped(checkpoint)]),
+        Some(shards) => {
+            let reader = |most| {
+                Reader::direct(checkpoint, shards, most).map_err(|source| LoadError::Memory { bytes: most, source })
+            };
+            Ok([reader(most)?, reader(most_scales)?])
+        }
     };
     let mut at = LoadProgress { total_bytes, ..LoadProgress::default() };
     progress(at);
@@ -154,12 +172,12 @@ pub(super) fn read(
     let take = || next.lock().expect("no thread panics while it holds this").next();
     let stop = AtomicBool::new(false);
     let (tell, told) = mpsc::channel::<Result<(usize, bool), (usize, CheckpointError)>>();
-    let work = |mut reader: Reader, tell: mpsc::Sender<_>| {
+    let work = |mut readers: [Reader; 2], tell: mpsc::Sender<_>| {
         while !stop.load(Ordering::Relaxed)
             && let Some((index, strip)) = take()
         {
             let bytes = strip.location.size();
-            let result = strip.run(checkpoint, &mut reader, isa);
+            let result = strip.run(checkpoint, &mut readers, isa);
             if result.is_err() {
                 stop.store(true, Ordering::Relaxed);
             }
@@ -168,9 +186,9 @@ pub(super) fn read(
     };
     thread::scope(|scope| {
         for _ in 0..readers {
-            let start = reader().and_then(|reader| {
+            let start = pair().and_then(|pair| {
                 let (work, tell) = (&work, tell.clone());
-                let thread = thread::Builder::new().name("load".into()).spawn_scoped(scope, move || work(reader, tell));
+                let thread = thread::Builder::new().name("load".into()).spawn_scoped(scope, move || work(pair, tell));
                 thread.map_err(|error| LoadError::Threads { threads: readers, why: error.to_string() })
             });
             start.inspect_err(|_| stop.store(true, Ordering::Relaxed))?;
@@ -244,6 +262,31 @@ mod tests {
         .unwrap();
         assert!(seen.is_sorted() && seen.first() == Some(&0) && seen.last() == Some(&published));
         (region, count)
+    }
+
+    #[test]
+    fn packed_panels_are_checked_strip_by_strip_wherever_they_live() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/llama");
+        let folder = tempfile::tempdir().unwrap();
+        crate::pack::pack_folder(&golden, folder.path(), &crate::pack::PackOptions::default(), &mut |_| {}).unwrap();
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        assert!(checkpoint.has_packed());
+        for load in [Load::Mapped, Load::Resident] {
+            let mut place = Place::new(&checkpoint, load);
+            (0..checkpoint.config().layers.len()).for_each(|layer| drop(place.layer(checkpoint.config(), layer)));
+            place.linear(checkpoint.lm_head_name());
+            let (bytes, placed) = place.finish();
+            let mut region = vec![0; bytes];
+            let tensors = checkpoint.tensors();
+            let strips = cut(&checkpoint, &tensors, &placed, &mut region, 3000);
+            assert!(strips.len() > tensors.len(), "{load}: matrices are cut");
+            let options = ModelOptions { isa: Isa::detect(), activations: Activations::Bf16x2, load, threads: 2 };
+            read(&checkpoint, strips, &options, &mut |_| {}).unwrap();
+            for placed in &placed {
+                let stored = checkpoint.tensor(&placed.tensor).bytes;
+                assert!(region[placed.panels.clone()] == *stored, "{load}: {}", placed.tensor);
+            }
+        }
     }
 
     #[test]

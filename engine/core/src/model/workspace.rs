@@ -7,6 +7,7 @@ use simd::Dtype;
 use simd::attention::{AttendScratch, KV_BLOCK, KV_RUN};
 use simd::matmul::{PANEL, PanelScratch, Rows};
 
+use super::attention::spread_units;
 use super::load::Load;
 use super::routing::{Assignments, Choice};
 use super::weights::Model;
@@ -17,6 +18,9 @@ pub(super) const QUERY_TILE: usize = 16;
 
 /// Sums that a worker holds at a time: rows times panels. 128 KiB stay in a core's own cache.
 const SUMS: usize = 2048;
+
+/// Runs of one row and head whose parts are held at a time.
+const PARTS_OF_UNIT: usize = 4;
 
 pub(super) const RUN_BLOCKS: usize = KV_RUN / KV_BLOCK;
 
@@ -61,10 +65,12 @@ pub(super) struct Buffers {
     pub(super) qkv: Vec<f32>,      // [rows, query_size + 2 * key_value_size]
     pub(super) attended: Vec<f32>, // [rows, query_size]
     pub(super) tiles: Vec<Range<usize>>,
+    pub(super) parts: Vec<f32>, // [parts at once, group_size * (head_dim + 2)], of runs that are spread over workers
+    pub(super) states: Vec<f32>, // [rows and heads that are spread, group_size * (head_dim + 2)]
     pub(super) activated: Vec<f32>, // [rows, intermediate_size] or [assignments, moe_intermediate_size]
     pub(super) router_logits: Vec<f32>, // [rows, num_experts]
     pub(super) choices: Vec<Choice>, // [rows, num_experts_per_tok], best first
-    pub(super) experts: Vec<u32>,   // their experts
+    pub(super) experts: Vec<u32>, // their experts
     pub(super) assignments: Assignments,
     pub(super) expert_out: Vec<f32>, // [assignments, hidden_size]
     pub(super) logits: Vec<f32>,     // [wanted rows, vocab_size]
@@ -84,6 +90,8 @@ pub struct WorkspaceShape {
     rotary_pairs: usize,
     /// Rows that one attention kernel takes.
     kernel_rows: usize,
+    /// Floats of the attention of one group of heads over one run.
+    part_size: usize,
     /// Columns of the widest matrix.
     widest: usize,
     /// Floats between gate/up and down, of one row.
@@ -117,6 +125,7 @@ impl WorkspaceShape {
             qkv_size: config.query_size() + 2 * config.key_value_size(),
             rotary_pairs: config.rope.rotary_dim / 2,
             kernel_rows: QUERY_TILE * config.group_size(),
+            part_size: config.group_size() * (config.head_dim + 2),
             widest: config.hidden_size.max(config.query_size()),
             activated: 0,
             num_experts: 0,
@@ -146,6 +155,19 @@ impl WorkspaceShape {
 
     fn assignments(&self) -> usize {
         self.max_rows * self.choices.max(1)
+    }
+
+    /// Rows and heads whose runs may be spread, and the parts of them that are held at a time.
+    fn spread(&self) -> (usize, usize) {
+        let units = spread_units(self.threads);
+        (units, units * PARTS_OF_UNIT)
+    }
+
+    /// Cuts of the widest product into tasks, if each panel is one.
+    fn cuts(&self) -> usize {
+        /// Products of one input that lie side by side, at most.
+        const SIDE_BY_SIDE: usize = 3;
+        self.vocab_size.max(self.qkv_size).max(self.widest).div_ceil(PANEL) + 2 * SIDE_BY_SIDE
     }
 
     fn sums(&self) -> usize {
@@ -183,6 +205,8 @@ impl WorkspaceShape {
             qkv: floats(rows * self.qkv_size),
             attended: floats(rows * self.query_size),
             tiles: Vec::with_capacity(rows),
+            parts: floats(self.spread().1 * self.part_size),
+            states: floats(self.spread().0 * self.part_size),
             activated: floats(rows * self.activated),
             router_logits: floats(rows * self.num_experts),
             choices: vec![Choice::default(); choices],
@@ -214,9 +238,15 @@ impl WorkspaceShape {
             + self.activated
             + self.num_experts
             + self.choices * (3 + self.hidden_size);
-        let floats = rows * per_row + self.max_logits * self.vocab_size + self.assignments();
+        let (units, parts) = self.spread();
+        let floats =
+            rows * per_row + (units + parts) * self.part_size + self.max_logits * self.vocab_size + self.assignments();
         let ranges = rows * size_of::<Range<usize>>() + Assignments::bytes_for(rows * self.choices, self.num_experts);
-        self.threads * worker + floats * 4 + ranges + Rows::bytes_for(self.assignments(), self.widest)
+        self.threads * worker
+            + self.cuts() * size_of::<usize>()
+            + floats * 4
+            + ranges
+            + Rows::bytes_for(self.assignments(), self.widest)
     }
 }
 
@@ -226,7 +256,7 @@ impl Workspace {
         let (load, packed) = (model.options().load, model.checkpoint().has_packed());
         let shape = WorkspaceShape::new(model.config(), load, packed, max_rows, max_logits, pool.threads());
         let (workers, buffers) = shape.allocate();
-        Self { crew: Crew { pool, workers, cuts: Vec::new(), bytes_read: 0 }, buffers, max_rows }
+        Self { crew: Crew { pool, workers, cuts: Vec::with_capacity(shape.cuts()), bytes_read: 0 }, buffers, max_rows }
     }
 
     /// Bytes of the buffers as they lie in memory, each asked for its own length; the kernels' scratch knows its bytes.
@@ -252,6 +282,8 @@ impl Workspace {
             qkv,
             attended,
             tiles,
+            parts,
+            states,
             activated,
             router_logits,
             choices,
@@ -260,12 +292,12 @@ impl Workspace {
             expert_out,
             logits,
         } = &self.buffers;
-        let floats = [residual, cos, sin, qkv, attended, activated, router_logits];
+        let floats = [residual, cos, sin, qkv, attended, parts, states, activated, router_logits];
         let floats = floats.into_iter().chain([expert_out, logits]).map(of).sum::<usize>();
         let whole = of(identity) + of(choices) + of(experts) + assignments.allocated_bytes();
         let ranges = of(tiles);
         let prepared = Rows::bytes_for(shape.assignments(), shape.widest);
-        self.crew.workers.iter().map(worker).sum::<usize>() + floats + whole + ranges + prepared
+        self.crew.workers.iter().map(worker).sum::<usize>() + of(&self.crew.cuts) + floats + whole + ranges + prepared
     }
 
     /// Most rows that a step may have.

@@ -21,6 +21,8 @@ use crate::checkpoint::{Checkpoint, CheckpointError, Layout, MappedFile, header}
 
 /// Published bytes that are packed together: enough for all threads, little beside the page cache.
 const BATCH_BYTES: usize = 8 << 20;
+/// So many batches are mapped at a time.
+const RELEASE_BATCHES: usize = 8;
 
 /// What all shards share.
 pub(super) struct Job<'a> {
@@ -161,12 +163,20 @@ impl Job<'_> {
         Ok(strip)
     }
 
+    /// Gives pages of the source back now and then: a large tensor counts as this process's memory while it is mapped.
+    fn give_back(&self, start: usize) {
+        if (start / BATCH_BYTES).is_multiple_of(RELEASE_BATCHES) {
+            self.checkpoint.release();
+        }
+    }
+
     fn copy(&self, tensor: &Planned, out: &mut Unfinished, progress: &mut Progress) -> Result<Layout, PackError> {
         let all = layout::published_bytes(tensor);
         for start in (0..all).step_by(BATCH_BYTES) {
             let strip = self.strip(tensor, start, BATCH_BYTES.min(all - start))?;
             self.put(out, strip)?;
             progress.add(strip.len());
+            self.give_back(start);
         }
         Ok(Layout::RowMajor)
     }
@@ -250,6 +260,7 @@ impl Job<'_> {
         let row = cols * tensor.dtype().size();
         let (all, batch) = (layout::published_bytes(tensor), batch_panels(row) * PANEL * row);
         for start in (0..all).step_by(batch) {
+            self.give_back(start);
             let strip = self.strip(tensor, start, batch.min(all - start))?;
             let matrix = Matrix::row_major(tensor.dtype(), strip, [strip.len() / row, cols]);
             if !each(matrix.expect("length and alignment were checked when the checkpoint was opened"))? {
@@ -295,6 +306,7 @@ impl Job<'_> {
                     );
                     let equal = equal.all(|equal| equal);
                     first += batch.panel_count();
+                    let _ = map.release();
                     progress.add(batch.bytes().len());
                     Ok(equal)
                 })?;

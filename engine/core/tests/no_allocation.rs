@@ -1,0 +1,53 @@
+//! A step allocates nothing, from the first one on. A program of its own, because allocations are counted for the whole
+//! process and other tests would add theirs.
+#![forbid(unsafe_code)]
+
+use std::alloc::System;
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+use engine_core::kv_cache::{KvCache, KvShape, blocks_for};
+use engine_core::model::{Batch, Load, Model, ModelOptions, Row, Workspace};
+use numa::{Pinning, Pool};
+use simd::matmul::Activations;
+use simd::{Dtype, Isa};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+const CTX_SIZE: usize = 512;
+const WIDTH: usize = 3;
+
+#[test]
+fn no_step_allocates() {
+    for family in ["llama", "mistral", "qwen3_moe", "gpt_oss"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(family);
+        for (load, threads) in [(Load::Resident, 1), (Load::Resident, 2), (Load::Mapped, 2)] {
+            let options = ModelOptions { isa: Isa::detect(), activations: Activations::Bf16x2, load, threads };
+            let model = Model::load(&folder, options, &mut |_| {}).unwrap();
+            let mut pool = Pool::new(NonZeroUsize::new(threads).unwrap(), Pinning::Free).unwrap();
+            let shape = KvShape::new(model.config(), Dtype::F16, WIDTH * blocks_for(CTX_SIZE));
+            let mut kv = KvCache::new(shape, &mut pool).unwrap();
+            let tables: Vec<_> = (0..WIDTH).map(|_| kv.take(blocks_for(CTX_SIZE)).unwrap()).collect();
+            let mut space = Workspace::new(&model, pool, 64, WIDTH);
+
+            let row = |sequence, position| Row { token: (position * 7 % 90) as u32, position, sequence };
+            let prefills = (0..CTX_SIZE).step_by(64).map(|start| (start..start + 60).map(|at| row(0, at)).collect());
+            let decodes = [60, 130, 300, 500].map(|at| vec![row(0, at)]);
+            let wide = [70, 400].map(|at| vec![row(0, at), row(1, at + 1), row(2, at - 9)]);
+            let steps: Vec<Vec<Row>> = prefills.chain(decodes).chain(wide).collect();
+
+            let counted = Region::new(ALLOCATOR);
+            for rows in &steps {
+                let last = [rows.len() - 1];
+                let batch = Batch { rows, tables: &tables, logits: &last };
+                model.forward(&batch, &mut kv, &mut space, &mut ());
+            }
+            let change = counted.change();
+            // Threads that loaded may still be giving back what they had.
+            let asked = change.allocations + change.reallocations;
+            assert_eq!(asked, 0, "{family}, {load} weights, {threads} threads: {change:?}");
+        }
+    }
+}

@@ -15,7 +15,7 @@ fn bits(logits: &[f32]) -> Vec<u32> {
     logits.iter().map(|x| x.to_bits()).collect()
 }
 
-fn evaluate(model: &Model, tokens: &[u32], threads: usize, chunk: usize, kv: Dtype) -> Vec<u32> {
+pub(crate) fn evaluate(model: &Model, tokens: &[u32], threads: usize, chunk: usize, kv: Dtype) -> Vec<u32> {
     let mut got = Vec::new();
     let mut evaluator = Evaluator::new(model, pool(threads), kv, tokens.len(), chunk).unwrap();
     let fed = evaluator.feed(tokens, &mut (), |_, logits| {

@@ -8,6 +8,7 @@ pub mod config;
 pub mod import;
 pub mod kv_cache;
 pub mod model;
+pub mod pack;
 pub mod plan;
 pub mod sampler;
 pub mod session;

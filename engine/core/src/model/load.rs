@@ -24,7 +24,7 @@ use crate::config::{ExpertStorage, Mlp, Sparse, expert_names, layer_names};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Load {
-    /// In the page cache, as published.
+    /// In the page cache, as the folder holds them.
     Mapped,
     /// In anonymous memory, as panels.
     Resident,
@@ -154,13 +154,13 @@ impl Model {
         }
         let mut place = Place::new(&checkpoint, options.load);
         let layers: Vec<Layer> = (0..config.layers.len()).map(|layer| place.layer(config, layer)).collect();
-        let lm_head = place.linear(config.lm_head_name());
+        let lm_head = place.linear(checkpoint.lm_head_name());
         let final_norm = place.vector("model.norm.weight");
         let rope = RopeTable::new(&config.rope);
 
         let (bytes, placed) = place.finish();
         let mut panels = Region::anonymous(bytes).map_err(|source| LoadError::Memory { bytes, source })?;
-        let tensors = config.tensors();
+        let tensors = checkpoint.tensors();
         let strips = strips::cut(&checkpoint, &tensors, &placed, panels.as_mut_slice(), strips::STRIP_BYTES);
         strips::read(&checkpoint, strips, &options, progress)?;
         Ok(Self { checkpoint, options, rope, layers, final_norm, lm_head, panels })

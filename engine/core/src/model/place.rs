@@ -8,7 +8,7 @@ use simd::Dtype;
 use super::load::Load;
 use super::source::Source;
 use super::weights::{FeedForward, GatedMlp, HeadNorms, Layer, Linear};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Layout};
 use crate::config::{
     AttentionBias, ExpertStorage, Mlp, ModelConfig, QkNorm, Sparse, StackedExperts, expert_names, layer_names,
 };
@@ -131,14 +131,19 @@ impl<'a> Place<'a> {
     pub(super) fn linear(&mut self, name: &str) -> Linear {
         let tensor = self.checkpoint.tensor(name);
         let shape = [tensor.shape[0], tensor.shape[1]];
-        self.matrix(name, Source::rows(self.checkpoint.location(name)), tensor.dtype, shape)
+        let location = self.checkpoint.location(name);
+        let source = match tensor.layout {
+            Layout::RowMajor => Source::rows(location),
+            Layout::Panels => Source::Panels(location),
+            Layout::Packed { .. } => Source::Packed(location),
+        };
+        self.matrix(name, source, tensor.dtype, shape)
     }
 
     fn matrix(&mut self, tensor: &str, source: Source, dtype: Dtype, [rows, cols]: [usize; 2]) -> Linear {
         let panels = (self.load == Load::Resident).then(|| {
-            let bytes = source.panel_bytes(dtype, [rows, cols]);
             let start = self.next.next_multiple_of(MATRIX_ALIGNMENT);
-            self.next = start + bytes;
+            self.next = start + source.resident_bytes(dtype, [rows, cols]);
             let panels = start..self.next;
             let (tensor, source) = (tensor.into(), source.clone());
             self.placed.push(Placed { tensor, source, dtype, cols, panels: panels.clone() });

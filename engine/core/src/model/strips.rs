@@ -11,7 +11,6 @@ use std::thread;
 
 use numa::direct::BLOCK;
 use simd::Isa;
-use simd::matmul::PANEL;
 
 use super::load::{Load, LoadError, LoadProgress, ModelOptions};
 use super::place::Placed;
@@ -87,7 +86,8 @@ pub(super) fn cut<'a>(
     let mut pieces: BTreeMap<Location, Pieces<'a>> = BTreeMap::new();
     let names: HashSet<&str> = placed.iter().map(|placed| placed.tensor.as_str()).collect();
     for spec in tensors.iter().filter(|spec| !names.contains(spec.name.as_str())) {
-        let whole = Pieces { tensor: &spec.name, strip_bytes: most, fills: Vec::new() };
+        let strip_bytes = checkpoint.whole_parts(&spec.name, most);
+        let whole = Pieces { tensor: &spec.name, strip_bytes, fills: Vec::new() };
         pieces.insert(checkpoint.location(&spec.name), whole);
     }
     let (mut rest, mut at) = (region, 0);
@@ -97,7 +97,7 @@ pub(super) fn cut<'a>(
         (rest, at) = (tail, placed.panels.end);
         let unit = placed.source.bytes_of_panel(placed.dtype, placed.cols);
         let strip_bytes = (most / unit).max(1) * unit;
-        let panel_bytes = placed.source.panel_bytes(placed.dtype, [PANEL, placed.cols]);
+        let panel_bytes = placed.source.panel_bytes(placed.dtype, placed.cols);
         let chunks = panels.chunks_mut(strip_bytes / unit * panel_bytes);
         let here = Pieces { tensor: &placed.tensor, strip_bytes, fills: Vec::new() };
         pieces.entry(placed.source.location().clone()).or_insert(here).fills.push((placed, chunks));
@@ -262,6 +262,31 @@ mod tests {
         .unwrap();
         assert!(seen.is_sorted() && seen.first() == Some(&0) && seen.last() == Some(&published));
         (region, count)
+    }
+
+    #[test]
+    fn packed_panels_are_checked_strip_by_strip_wherever_they_live() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/llama");
+        let folder = tempfile::tempdir().unwrap();
+        crate::pack::pack_folder(&golden, folder.path(), &crate::pack::PackOptions::default(), &mut |_| {}).unwrap();
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        assert!(checkpoint.has_packed());
+        for load in [Load::Mapped, Load::Resident] {
+            let mut place = Place::new(&checkpoint, load);
+            (0..checkpoint.config().layers.len()).for_each(|layer| drop(place.layer(checkpoint.config(), layer)));
+            place.linear(checkpoint.lm_head_name());
+            let (bytes, placed) = place.finish();
+            let mut region = vec![0; bytes];
+            let tensors = checkpoint.tensors();
+            let strips = cut(&checkpoint, &tensors, &placed, &mut region, 3000);
+            assert!(strips.len() > tensors.len(), "{load}: matrices are cut");
+            let options = ModelOptions { isa: Isa::detect(), activations: Activations::Bf16x2, load, threads: 2 };
+            read(&checkpoint, strips, &options, &mut |_| {}).unwrap();
+            for placed in &placed {
+                let stored = checkpoint.tensor(&placed.tensor).bytes;
+                assert!(region[placed.panels.clone()] == *stored, "{load}: {}", placed.tensor);
+            }
+        }
     }
 
     #[test]

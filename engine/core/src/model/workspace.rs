@@ -109,7 +109,15 @@ pub struct WorkspaceShape {
 
 impl WorkspaceShape {
     /// For steps of up to `max_rows` rows, `max_logits` of them with logits, on `threads` workers.
-    pub fn new(config: &ModelConfig, load: Load, max_rows: usize, max_logits: usize, threads: usize) -> Self {
+    /// `packed`: some matrices lie in packed panels.
+    pub fn new(
+        config: &ModelConfig,
+        load: Load,
+        packed: bool,
+        max_rows: usize,
+        max_logits: usize,
+        threads: usize,
+    ) -> Self {
         let mut shape = Self {
             max_rows,
             max_logits,
@@ -126,7 +134,10 @@ impl WorkspaceShape {
             activated: 0,
             num_experts: 0,
             choices: 0,
-            packs: (load == Load::Mapped).then_some(Dtype::F32),
+            packs: match load {
+                Load::Mapped => Some(Dtype::F32),
+                Load::Resident => packed.then_some(Dtype::Bf16),
+            },
         };
         for layer in &config.layers {
             let (width, copies) = match &layer.mlp {
@@ -246,7 +257,8 @@ impl WorkspaceShape {
 impl Workspace {
     /// Allocates the buffers for steps of a model; the pool's threads are the workers.
     pub fn new(model: &Model, pool: Pool, max_rows: usize, max_logits: usize) -> Self {
-        let shape = WorkspaceShape::new(model.config(), model.options().load, max_rows, max_logits, pool.threads());
+        let (load, packed) = (model.options().load, model.checkpoint().has_packed());
+        let shape = WorkspaceShape::new(model.config(), load, packed, max_rows, max_logits, pool.threads());
         let (workers, buffers) = shape.allocate();
         Self { crew: Crew { pool, workers, cuts: Vec::with_capacity(shape.cuts()), bytes_read: 0 }, buffers, max_rows }
     }

@@ -7,6 +7,7 @@ mod golden;
 mod mixture;
 mod models;
 mod night;
+mod pack;
 mod same_bits;
 mod smollm2;
 mod tiny_model;

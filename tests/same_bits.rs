@@ -16,7 +16,7 @@ fn bits(logits: &[f32]) -> Vec<u32> {
     logits.iter().map(|x| x.to_bits()).collect()
 }
 
-fn evaluate(model: &Model, tokens: &[u32], threads: usize, chunk: usize, kv: Dtype) -> Vec<u32> {
+pub(crate) fn evaluate(model: &Model, tokens: &[u32], threads: usize, chunk: usize, kv: Dtype) -> Vec<u32> {
     evaluate_with(model, tokens, pool(threads), chunk, kv)
 }
 

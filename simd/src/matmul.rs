@@ -127,22 +127,26 @@ impl Call<'_> {
         if streams == 0 {
             return;
         }
-        // Registers for the lines of two panels beside the sums of few streams.
-        let width = if streams <= T::STREAMS / 2 { 2 } else { 1 };
+        // The fewer the sums, the more panels whose lines have registers beside them, and whose loads need not wait for one
+        // another.
+        let width = match streams {
+            1 | 2 => 3,
+            3 | 4 => 2,
+            _ => 1,
+        };
         let firsts = self.panels.clone().step_by(width);
         for (first, sums) in firsts.zip(self.sums.chunks_mut(width * self.select.len())) {
             macro_rules! tile {
-                ($($streams:literal)*) => {
+                ($(($panels:literal, $streams:literal))*) => {
                     match (sums.len() / self.select.len(), streams) {
-                        $((1, $streams) => packed_tile::<T, 1, $streams>(step, packed, first, self.x, self.select, sums),)*
-                        $((2, $streams) if const { $streams <= T::STREAMS / 2 } => {
-                            packed_tile::<T, 2, $streams>(step, packed, first, self.x, self.select, sums);
+                        $(($panels, $streams) => {
+                            packed_tile::<T, $panels, $streams>(step, packed, first, self.x, self.select, sums);
                         })*
                         (panels, streams) => unreachable!("a tile of {panels} panels and {streams} streams"),
                     }
                 };
             }
-            tile!(1 2 3 4 5 6 7 8);
+            tile!((3, 1)(3, 2)(2, 1)(2, 2)(2, 3)(2, 4)(1, 1)(1, 2)(1, 3)(1, 4)(1, 5)(1, 6)(1, 7)(1, 8));
         }
     }
 

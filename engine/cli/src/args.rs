@@ -26,6 +26,8 @@ pub(crate) enum Command {
     Night(Night),
     /// Turn a GGUF file into a model folder
     Import(Import),
+    /// Write a model folder with matrices as the kernels read them, BF16 in 12 bits without loss
+    Pack(Pack),
     /// Count the bytes of a run before anything is loaded
     Plan(Plan),
     /// Measure prefill and decode beside this machine's limits
@@ -232,6 +234,25 @@ pub(crate) struct Import {
     /// Type for quantised tensors: f32 keeps every value, f16 and bf16 round
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = cache_type)]
     pub(crate) expand_to: Dtype,
+}
+
+#[derive(Args)]
+pub(crate) struct Pack {
+    /// Model folder, as published
+    #[arg(short, long, env = "NIGHTMONK_MODEL", value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// Folder to write; started again after whatever ended it, the same command goes on
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+    /// Write plain panels of the published types, nothing in 12 bits
+    #[arg(long)]
+    pub(crate) plain: bool,
+    /// Size that a shard is planned for before it shrinks, like 5GB; larger tensors get a shard of their own
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = size)]
+    pub(crate) max_shard_size: u64,
+    /// Threads that pack; without it, the physical cores
+    #[arg(short, long, env = "NIGHTMONK_THREADS", value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
 }
 
 #[derive(Args)]

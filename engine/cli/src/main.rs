@@ -43,6 +43,7 @@ fn run() -> ExitCode {
         Command::Logits(arguments) => commands::logits::run(&arguments),
         Command::Night(arguments) => commands::night::run(&arguments),
         Command::Import(arguments) => commands::import::run(&arguments),
+        Command::Pack(arguments) => commands::pack::run(&arguments),
         Command::Plan(arguments) => commands::plan::run(&arguments),
         Command::Bench(arguments) => commands::bench::run(&arguments),
         Command::Doctor(arguments) => commands::doctor::run(&arguments),

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use engine_core::checkpoint::Checkpoint;
+use engine_core::checkpoint::{Checkpoint, TensorForm};
 use engine_core::config::ModelConfig;
 use engine_core::homes::Homes;
 use engine_core::model::{Load, LoadError, LoadProgress, Model, ModelOptions};
@@ -12,7 +12,7 @@ use engine_core::plan::{Plan, PlanRequest};
 use engine_core::session::{Engine, EngineError, EngineOptions};
 use engine_core::text::{GenerationDefaults, TextError, Tokenizer};
 use numa::{CallerPin, MemoryFacts, Pool, Topology};
-use simd::{Dtype, Isa};
+use simd::Isa;
 
 use crate::args::{Gpu, LoadMode, Run};
 use crate::failure::Failure;
@@ -105,9 +105,9 @@ pub(crate) fn threads(asked: Option<NonZeroUsize>) -> Result<NonZeroUsize, Failu
 }
 
 /// Counts the bytes of a run, decides where the weights are to live, and refuses what this machine has no memory for.
-pub(crate) fn choose_plan(
+pub(crate) fn choose_plan<F: Into<TensorForm>>(
     config: &ModelConfig,
-    dtype_of: impl Fn(&str) -> Dtype,
+    form_of: impl Fn(&str) -> F,
     request: PlanRequest,
     mode: LoadMode,
     work: Work,
@@ -120,7 +120,7 @@ pub(crate) fn choose_plan(
             usable.saturating_sub(RESERVE_BYTES_MIN.max(usable / RESERVE_FRACTION))
         }
     };
-    let fit = |request: &PlanRequest| Plan::fit(config, &dtype_of, request, available).map_err(Failure::Refused);
+    let fit = |request: &PlanRequest| Plan::fit(config, &form_of, request, available).map_err(Failure::Refused);
     load_choice::choose(mode, work, request, fit)
 }
 
@@ -151,16 +151,16 @@ impl Opened {
         if logits == LogitRows::All {
             request.logits = request.ubatch_size;
         }
-        let dtype_of = |name: &str| checkpoint.tensor(name).dtype;
+        let form_of = |name: &str| checkpoint.form(name);
         let Choice { request, plan, reason } =
-            choose_plan(checkpoint.config(), dtype_of, request, run.load, work, None)?;
+            choose_plan(checkpoint.config(), form_of, request, run.load, work, None)?;
         let options = ModelOptions {
             isa: run.isa.unwrap_or_else(Isa::detect),
             activations: run.activations,
             load: request.load,
             threads: request.threads,
         };
-        let nodes = if request.load == Load::Mapped { nodes.for_mapped() } else { nodes };
+        let nodes = if Model::can_be_cut(&checkpoint, request.load) { nodes } else { nodes.whole() };
         Ok(Self { checkpoint, request, options, plan, nodes, reason })
     }
 

@@ -53,10 +53,10 @@ impl Nodes {
         self.sliced.as_ref().map(Topology::core_count)
     }
 
-    /// The same for weights that stay in the page cache.
-    pub(crate) fn for_mapped(self) -> Self {
+    /// The same for weights that are not cut.
+    pub(crate) fn whole(self) -> Self {
         match self.sliced {
-            Some(_) => Self { sliced: None, reason: Some("mapped weights are where the kernel put them".into()) },
+            Some(_) => Self { sliced: None, reason: Some("mapped weights and 12-bit panels are not cut".into()) },
             None => self,
         }
     }
@@ -158,7 +158,7 @@ mod tests {
         let nodes = Nodes::choose(NumaMode::Slice, None, machine);
         assert_eq!(nodes.words(), "numa slice on nodes 0, 2");
         assert_eq!((nodes.count(), nodes.cores()), (2, Some(8)));
-        assert_eq!(nodes.for_mapped().count(), 1);
+        assert_eq!(nodes.whole().count(), 1);
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod homes;
 pub mod import;
 pub mod kv_cache;
 pub mod model;
+pub mod pack;
 pub mod plan;
 pub mod sampler;
 pub mod session;

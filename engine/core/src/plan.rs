@@ -5,6 +5,7 @@ use serde::Serialize;
 use simd::Dtype;
 use simd::matmul::{MXFP4_BLOCK, Matrix, PANEL};
 
+use crate::checkpoint::{Layout, TensorForm};
 use crate::config::{ModelConfig, TensorKind, TensorSpec};
 use crate::kv_cache::{KvShape, blocks_for};
 use crate::model::{Load, WorkspaceShape, largest_strip, load_buffer_bytes};
@@ -59,6 +60,9 @@ pub struct Plan {
     pub ctx_size: usize,
     /// Sequences side by side.
     pub width: usize,
+    /// Some matrices lie in packed panels, which many rows of a step read from scratch.
+    #[serde(skip)]
+    packed: bool,
 }
 
 /// A plan that does not fit.
@@ -99,26 +103,44 @@ impl DoesNotFit {
     }
 }
 
+const EMBEDDING: &str = "model.embed_tokens.weight";
+
+const FITS: &str = "config.json's limits keep sizes far below 2^63";
+
+/// Bytes of a tensor as it is stored.
+fn stored_bytes(spec: &TensorSpec, form: TensorForm) -> u64 {
+    match (form.layout, &spec.shape[..]) {
+        (Layout::Panels | Layout::Packed { .. }, [rows, cols]) => form.bytes([*rows, *cols]).expect(FITS) as u64,
+        _ => spec.published_bytes(form.dtype),
+    }
+}
+
 /// Bytes of a tensor's matrices in panels, each from a cache line on.
-fn panel_bytes(spec: &TensorSpec, dtype: Dtype) -> u64 {
+fn panel_bytes(spec: &TensorSpec, form: TensorForm) -> u64 {
     let (matrices, panels) = match (spec.kind, &spec.shape[..]) {
-        (TensorKind::Matrix, [rows, cols]) => (1, Matrix::panel_bytes(dtype, [*rows, *cols])),
+        (TensorKind::Matrix, [rows, cols]) => {
+            let layout = if form.layout == Layout::RowMajor { Layout::Panels } else { form.layout };
+            (1, TensorForm { layout, ..form }.bytes([*rows, *cols]))
+        }
         (TensorKind::Mxfp4Blocks { matrices }, [stacked, rows, blocks, _]) => {
             (matrices, Matrix::mxfp4_panel_bytes([stacked * rows / matrices, blocks * MXFP4_BLOCK]))
         }
         _ => (0, Some(0)),
     };
-    let panels = panels.expect("config.json's limits keep sizes far below 2^63") as u64;
-    matrices as u64 * panels.next_multiple_of(64)
+    matrices as u64 * (panels.expect(FITS) as u64).next_multiple_of(64)
 }
 
-/// Published bytes from which a panel of a tensor's matrices is made, with the rows that lie between its own.
-fn published_panel(spec: &TensorSpec, dtype: Dtype) -> usize {
+/// Bytes of the largest strip in which a tensor's matrices are read.
+fn strip_bytes(spec: &TensorSpec, form: TensorForm) -> usize {
     match (spec.kind, &spec.shape[..]) {
-        (TensorKind::Mxfp4Blocks { matrices }, [stacked, _, blocks, _]) => {
-            PANEL * (matrices / stacked) * blocks * (MXFP4_BLOCK / 2)
+        (TensorKind::Matrix, [rows, cols]) => {
+            let panel = stored_bytes(&TensorSpec { shape: vec![PANEL.min(*rows), *cols], ..spec.clone() }, form);
+            largest_strip(stored_bytes(spec, form) as usize, panel as usize)
         }
-        (_, [.., cols]) => PANEL * cols * dtype.size(),
+        // Rows of several matrices may lie in turn; each stack is cut on its own.
+        (TensorKind::Mxfp4Blocks { matrices }, [stacked, _, blocks, bytes]) => {
+            largest_strip(stored_bytes(spec, form) as usize / stacked, PANEL * (matrices / stacked) * blocks * bytes)
+        }
         _ => 0,
     }
 }
@@ -139,9 +161,9 @@ pub fn bytes(n: u64) -> String {
 }
 
 impl Plan {
-    /// Counts the bytes of a run. `dtype_of` gives the type of a tensor: from the shards where they are at hand, else
-    /// from config.json.
-    pub fn new(config: &ModelConfig, dtype_of: impl Fn(&str) -> Dtype, request: &PlanRequest) -> Self {
+    /// Counts the bytes of a run. `form_of` gives the type of a tensor, or its [`TensorForm`]: from the shards where they
+    /// are at hand ([`Checkpoint::form`](crate::checkpoint::Checkpoint::form)), else from config.json.
+    pub fn new<F: Into<TensorForm>>(config: &ModelConfig, form_of: impl Fn(&str) -> F, request: &PlanRequest) -> Self {
         let mut plan = Self {
             load: request.load,
             parameters: 0,
@@ -151,6 +173,7 @@ impl Plan {
             kv_bytes_per_token: 0,
             scratch_bytes: 0,
             load_bytes: 0,
+            packed: false,
             mapped_bytes: 0,
             total_bytes: 0,
             bytes_per_token: 0,
@@ -162,33 +185,41 @@ impl Plan {
         let mut expert_bytes = 0;
         let mut strip = 0;
         for spec in config.tensors() {
-            let dtype = if spec.kind.is_numbers() { dtype_of(&spec.name) } else { Dtype::Bf16 };
-            let published = spec.published_bytes(dtype);
+            // Of what holds no numbers the type is that of the numbers that it stands for.
+            let form = if spec.kind.is_numbers() { form_of(&spec.name).into() } else { Dtype::Bf16.into() };
             plan.parameters += spec.parameters();
-            plan.checkpoint_bytes += published;
-            let mut panels = |plan: &mut Self| {
+            plan.checkpoint_bytes += stored_bytes(&spec, form);
+            // Returns what a token reads: packed panels as they are, of others only the weights.
+            let mut matrix = |plan: &mut Self, form: TensorForm| {
+                plan.packed |= matches!(form.layout, Layout::Packed { .. });
                 if request.load == Load::Resident {
-                    plan.weight_bytes += panel_bytes(&spec, dtype);
-                    strip = strip.max(largest_strip(published as usize, published_panel(&spec, dtype)));
+                    plan.weight_bytes += panel_bytes(&spec, form);
+                    strip = strip.max(strip_bytes(&spec, form));
+                }
+                match form.layout {
+                    Layout::Packed { .. } => stored_bytes(&spec, form),
+                    _ => spec.published_bytes(form.dtype),
                 }
             };
             match spec.kind {
                 TensorKind::Vector => plan.weight_bytes += spec.parameters() * 4,
-                TensorKind::Mxfp4Scales => expert_bytes += published,
-                _ if spec.name == "model.embed_tokens.weight" => {
-                    plan.mapped_bytes += published;
+                TensorKind::Mxfp4Scales => expert_bytes += spec.published_bytes(form.dtype),
+                _ if spec.name == EMBEDDING => {
+                    plan.mapped_bytes += stored_bytes(&spec, form);
                     if config.tie_word_embeddings {
-                        panels(&mut plan);
-                        plan.bytes_per_token += published;
+                        // A folder of panels holds the output matrix once more.
+                        let head: TensorForm = form_of("lm_head.weight").into();
+                        if head.layout != Layout::RowMajor {
+                            plan.checkpoint_bytes += stored_bytes(&spec, head);
+                        }
+                        let read = matrix(&mut plan, head);
+                        plan.bytes_per_token += read;
                     }
                 }
-                _ if spec.name.contains(".experts.") => {
-                    panels(&mut plan);
-                    expert_bytes += published;
-                }
+                _ if spec.name.contains(".experts.") => expert_bytes += matrix(&mut plan, form),
                 _ => {
-                    panels(&mut plan);
-                    plan.bytes_per_token += published;
+                    let read = matrix(&mut plan, form);
+                    plan.bytes_per_token += read;
                 }
             }
         }
@@ -215,7 +246,8 @@ impl Plan {
         self.kv_bytes_per_token = kv.position_bytes() as u64;
         let rows = request.ubatch_size.min(ctx_size) + request.width;
         let logits = request.logits.min(rows);
-        self.scratch_bytes = WorkspaceShape::new(config, request.load, rows, logits, request.threads).bytes() as u64;
+        self.scratch_bytes =
+            WorkspaceShape::new(config, request.load, self.packed, rows, logits, request.threads).bytes() as u64;
         let running = self.kv_bytes.saturating_add(self.scratch_bytes);
         let all = [self.weight_bytes, self.mapped_bytes, running.max(self.load_bytes)];
         self.total_bytes = all.into_iter().fold(0, u64::saturating_add);
@@ -225,13 +257,13 @@ impl Plan {
     ///
     /// # Errors
     /// [`DoesNotFit`] with the largest context that would.
-    pub fn fit(
+    pub fn fit<F: Into<TensorForm>>(
         config: &ModelConfig,
-        dtype_of: impl Fn(&str) -> Dtype,
+        form_of: impl Fn(&str) -> F,
         request: &PlanRequest,
         available_bytes: u64,
     ) -> Result<Self, Box<DoesNotFit>> {
-        let plan = Self::new(config, &dtype_of, request);
+        let plan = Self::new(config, form_of, request);
         if plan.total_bytes <= available_bytes {
             return Ok(plan);
         }

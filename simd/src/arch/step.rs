@@ -164,7 +164,7 @@ single!(F16, u16, load_f16);
 single!(F32, f32, load);
 
 /// How far ahead of itself a tile of few streams, which waits for memory, asks for its panels' lines.
-pub(super) const PREFETCH_BYTES: usize = 2048;
+pub(crate) const PREFETCH_BYTES: usize = 1536;
 
 /// `P` panels times `S` streams of activations, all along K at once: each weight is loaded once for all streams.
 pub(crate) struct Tile<'a, T: Step, const P: usize, const S: usize> {

@@ -1,6 +1,10 @@
 //! Sums and what else passes once over a slice.
 
 use super::per_isa;
+use crate::Isa;
+use crate::arch::step::PREFETCH_BYTES;
+use crate::arch::{Compute, Lanes};
+use crate::isa::with_lanes;
 
 /// Sixteen lanes over a tree: 8 apart, 4 apart, 2 apart, neighbours.
 #[inline(always)]
@@ -52,14 +56,30 @@ per_isa! {
     }
 }
 
-per_isa! {
-    /// Reads every byte once, with the widest loads, and does next to nothing with it: for measuring how fast memory can
-    /// be read. The checksum, of 64-bit words and of what is left byte by byte, keeps the reads from being optimised away.
-    pub fn read_all(bytes: &'a [u8]) -> u64 {
-        let (lines, rest) = bytes.as_chunks::<256>();
+/// Reads every byte once, with the widest loads, and does next to nothing with it: for measuring how fast memory can be
+/// read. Memory is asked for ahead, as by the kernels that wait for it. The checksum, of 64-bit words and of what is left
+/// byte by byte, keeps the reads from being optimised away.
+pub fn read_all(isa: Isa, bytes: &[u8]) -> u64 {
+    with_lanes!(isa, lanes => lanes.vectorize(ReadAll { lanes, bytes }))
+}
+
+struct ReadAll<'a, L> {
+    lanes: L,
+    bytes: &'a [u8],
+}
+
+impl<L: Lanes> Compute for ReadAll<'_, L> {
+    type Output = u64;
+
+    #[inline(always)]
+    fn compute(self) -> u64 {
+        let (blocks, rest) = self.bytes.as_chunks::<256>();
         let mut sums = [0_u64; 32];
-        for line in lines {
-            let (words, _) = line.as_chunks();
+        for block in blocks {
+            for line in 0..4 {
+                self.lanes.prefetch(block, PREFETCH_BYTES + line * 64);
+            }
+            let (words, _) = block.as_chunks();
             for (sum, word) in sums.iter_mut().zip(words) {
                 *sum = sum.wrapping_add(u64::from_le_bytes(*word));
             }

@@ -31,7 +31,9 @@ use bytemuck::{cast_slice, cast_slice_mut};
 use super::PANEL;
 use crate::Isa;
 use crate::arch::Compute;
-use crate::arch::step::Gather;
+#[cfg(target_arch = "x86_64")]
+use crate::arch::step::Step as _;
+use crate::arch::step::{Gather, PREFETCH_BYTES};
 
 /// Columns that share a line of bases.
 const SPAN_COLS: usize = 256;
@@ -178,55 +180,69 @@ pub enum PackedError {
     },
 }
 
-/// Packed panels over borrowed bytes.
+/// What follows the panels of a packed matrix: whose patches are where. With it the panels can be checked some at a time,
+/// while they are read from a file.
 #[derive(Clone, Copy)]
-pub(super) struct Packed<'a> {
-    panels: &'a [u8],
-    panel_bytes: usize,
+pub struct Index<'a> {
     /// Where each panel's patches begin, counted from the first number of all.
     starts: &'a [u32],
     patches: &'a [u32],
 }
 
-impl<'a> Packed<'a> {
-    pub(super) fn new(bytes: &'a [u8], [rows, cols]: [usize; 2]) -> Result<Self, PackedError> {
-        let panel_bytes = panel_bytes(cols).ok_or(PackedError::Columns(cols))?;
-        let panels = rows.div_ceil(PANEL);
-        let wrong = |patches| PackedError::Length {
-            got: bytes.len(),
-            want: matrix_bytes([rows, cols], patches).unwrap_or(usize::MAX),
-            patches,
+impl<'a> Index<'a> {
+    /// The index of a matrix of `panels` panels.
+    ///
+    /// # Errors
+    /// [`PackedError::Length`], [`PackedError::Alignment`] or [`PackedError::Index`]; lengths are those of the index.
+    pub fn new(bytes: &'a [u8], panels: usize) -> Result<Self, PackedError> {
+        let wrong = |patches: usize| {
+            let words = panels.saturating_add(1).saturating_add(patches);
+            PackedError::Length { got: bytes.len(), want: words.saturating_mul(size_of::<u32>()), patches }
         };
-        let panels_bytes = panel_bytes.checked_mul(panels).ok_or(wrong(0))?;
-        let (panels_bytes, tail) = bytes.split_at_checked(panels_bytes).ok_or(wrong(0))?;
-        let tail: &[u32] = bytemuck::try_cast_slice(tail).map_err(|_| match tail.len().is_multiple_of(4) {
+        let words: &[u32] = bytemuck::try_cast_slice(bytes).map_err(|_| match bytes.len().is_multiple_of(4) {
             true => PackedError::Alignment,
             false => wrong(0),
         })?;
-        let (starts, patches) = tail.split_at_checked(panels + 1).ok_or(wrong(0))?;
+        let count = panels.checked_add(1).ok_or(wrong(0))?;
+        let (starts, patches) = words.split_at_checked(count).ok_or(wrong(0))?;
         if let Some(panel) = starts.windows(2).position(|pair| pair[0] > pair[1]) {
             return Err(PackedError::Index { panel });
         }
         let listed = (starts[panels] - starts[0]) as usize;
-        if patches.len() != listed {
-            return Err(wrong(listed));
-        }
-        Ok(Self { panels: panels_bytes, panel_bytes, starts, patches })
-    }
-
-    pub(super) fn panel(&self, panel: usize) -> PackedPanel<'a> {
-        let patches =
-            (self.starts[panel] - self.starts[0]) as usize..(self.starts[panel + 1] - self.starts[0]) as usize;
-        PackedPanel {
-            bytes: &self.panels[panel * self.panel_bytes..][..self.panel_bytes],
-            patches: &self.patches[patches],
+        match patches.len() == listed {
+            true => Ok(Self { starts, patches }),
+            false => Err(wrong(listed)),
         }
     }
 
-    /// Whether every block that asks for patches has them, and no patch is left over.
-    pub(super) fn check(&self, panels: Range<usize>) -> Result<(), PackedError> {
-        for panel in panels {
-            let PackedPanel { bytes, patches } = self.panel(panel);
+    fn patches_of(&self, panel: usize) -> &'a [u32] {
+        let [start, end] = [self.starts[panel], self.starts[panel + 1]].map(|start| (start - self.starts[0]) as usize);
+        &self.patches[start..end]
+    }
+
+    /// Packed panels of `cols` columns from `first` on.
+    fn panels<'p>(&self, first: usize, cols: usize, panels: &'p [u8]) -> impl Iterator<Item = (usize, PackedPanel<'p>)>
+    where
+        'a: 'p,
+    {
+        let bytes = panel_bytes(cols).unwrap_or(0).max(1);
+        let index = *self;
+        panels.chunks_exact(bytes).enumerate().map(move |(i, bytes)| {
+            let panel = first + i;
+            (panel, PackedPanel { bytes, patches: index.patches_of(panel) })
+        })
+    }
+
+    /// Whether every block of these panels, the first of which is `first`, has the patches that it asks for, and no
+    /// patch is left over.
+    ///
+    /// # Errors
+    /// [`PackedError::Patches`] names the first panel that is damaged.
+    ///
+    /// # Panics
+    /// If there are no such panels.
+    pub fn check(&self, first: usize, cols: usize, panels: &[u8]) -> Result<(), PackedError> {
+        for (panel, PackedPanel { bytes, patches }) in self.panels(first, cols, panels) {
             let asking: usize = spans(bytes)
                 .map(|(bases, groups)| {
                     bases[..2 * groups.len()].iter().filter(|base| **base & HAS_PATCHES != 0).count()
@@ -239,6 +255,69 @@ impl<'a> Packed<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Row, column and value of the first NaN or infinity in these panels, the first of which is `first`.
+    ///
+    /// Only bases are read, and patches: a block whose window ends below the largest exponent holds numbers.
+    ///
+    /// # Panics
+    /// If there are no such panels.
+    pub fn first_non_finite(&self, first: usize, cols: usize, panels: &[u8]) -> Option<([usize; 2], f32)> {
+        let suspicious = |panel: &PackedPanel| {
+            let reaches = |base: &u8| base & !HAS_PATCHES >= 0x78;
+            spans(panel.bytes).any(|(bases, groups)| bases[..2 * groups.len()].iter().any(reaches))
+                || panel.patches.iter().any(|patch| patch & 0x7f80 == 0x7f80)
+        };
+        self.panels(first, cols, panels).filter(|(_, panel)| suspicious(panel)).find_map(|(panel, packed)| {
+            let mut lines = vec![[[0_u16; 32]; 4]; cols / GROUP_COLS];
+            packed.expand(Isa::Scalar, cast_slice_mut(&mut lines));
+            let words: &[u16] = cast_slice(&lines);
+            let at = words.iter().position(|word| word & 0x7f80 == 0x7f80)?;
+            let place = [panel * PANEL + at % 32 / 2, at / 32 * 2 + at % 2];
+            Some((place, crate::dtype::bf16_to_f32(words[at])))
+        })
+    }
+}
+
+/// Packed panels over borrowed bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Packed<'a> {
+    panels: &'a [u8],
+    panel_bytes: usize,
+    cols: usize,
+    index: Index<'a>,
+}
+
+impl<'a> Packed<'a> {
+    pub(super) fn new(bytes: &'a [u8], [rows, cols]: [usize; 2]) -> Result<Self, PackedError> {
+        let panel_bytes = panel_bytes(cols).ok_or(PackedError::Columns(cols))?;
+        let panels = rows.div_ceil(PANEL);
+        let wrong = |patches| PackedError::Length {
+            got: bytes.len(),
+            want: matrix_bytes([rows, cols], patches).unwrap_or(usize::MAX),
+            patches,
+        };
+        let all = panel_bytes.checked_mul(panels).ok_or(wrong(0))?;
+        let (panels_bytes, tail) = bytes.split_at_checked(all).ok_or(wrong(0))?;
+        let index = Index::new(tail, panels).map_err(|error| match error {
+            PackedError::Length { patches, .. } => wrong(patches),
+            other => other,
+        })?;
+        Ok(Self { panels: panels_bytes, panel_bytes, cols, index })
+    }
+
+    pub(super) fn panel(&self, panel: usize) -> PackedPanel<'a> {
+        PackedPanel {
+            bytes: &self.panels[panel * self.panel_bytes..][..self.panel_bytes],
+            patches: self.index.patches_of(panel),
+        }
+    }
+
+    /// Whether every block that asks for patches has them, and no patch is left over.
+    pub(super) fn check(&self, panels: Range<usize>) -> Result<(), PackedError> {
+        let bytes = panels.start * self.panel_bytes..panels.end * self.panel_bytes;
+        self.index.check(panels.start, self.cols, &self.panels[bytes])
     }
 }
 
@@ -269,8 +348,6 @@ impl PackedPanel<'_> {
         }
     }
 }
-
-use crate::arch::step::Step as _;
 
 struct Expand<'a, T> {
     gather: T,
@@ -359,9 +436,6 @@ pub(super) struct PackedTile<'a, T: Gather, const P: usize, const S: usize> {
     pub(super) w: [PackedPanel<'a>; P],
     pub(super) x: [&'a [T::X]; S],
 }
-
-/// How far ahead of itself a kernel asks for a panel's lines.
-const PREFETCH_BYTES: usize = 2048;
 
 impl<T: Gather, const P: usize, const S: usize> Compute for PackedTile<'_, T, P, S> {
     type Output = [[[f32; 16]; P]; S];

@@ -27,6 +27,10 @@ const CHUNK: usize = 1 << 16;
 /// # Errors
 /// What cannot be said in GGUF, or could not be written.
 pub(crate) fn write(checkpoint: &Checkpoint, output: &Path) -> Result<(), String> {
+    if checkpoint.packed_from().is_some() {
+        let folder = checkpoint.folder().display();
+        return Err(format!("{folder}: its matrices lie in panels; give the published folder that it was packed from"));
+    }
     let named = |path: &Path, error: io::Error| format!("{}: {error}", path.display());
     let unfinished = output.with_extension("gguf.unfinished");
     if let Some(folder) = output.parent() {
@@ -52,7 +56,7 @@ fn stream(checkpoint: &Checkpoint, header: &Header, stored: &[Stored], file: Fil
             match part {
                 Part::Divisors(divisors) => write_floats(&mut file, divisors)?,
                 Part::Tensor(name) => {
-                    let Tensor { dtype, shape, bytes } = checkpoint.tensor(name);
+                    let Tensor { dtype, shape, bytes, .. } = checkpoint.tensor(name);
                     match (tensor.dtype == dtype, tensor.rotary_heads) {
                         (false, _) => widen(&mut file, dtype, bytes)?,
                         (true, None) => file.write_all(bytes)?,

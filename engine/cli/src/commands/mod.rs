@@ -7,4 +7,5 @@ pub(crate) mod import;
 pub(crate) mod logits;
 pub(crate) mod night;
 mod npy;
+pub(crate) mod pack;
 pub(crate) mod plan;

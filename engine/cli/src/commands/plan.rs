@@ -38,9 +38,9 @@ fn plan(arguments: &args::Plan) -> Result<Plan, Failure> {
     if arguments.model.is_dir() && has_weights(&arguments.model) {
         let checkpoint = Checkpoint::open(&arguments.model)?;
         let (request, _) = model::plan_request(&arguments.run, checkpoint.config(), width)?;
-        let dtype_of = |name: &str| checkpoint.tensor(name).dtype;
+        let form_of = |name: &str| checkpoint.form(name);
         let (mode, ram) = (arguments.run.load, arguments.ram);
-        Ok(model::choose_plan(checkpoint.config(), dtype_of, request, mode, Work::Long, ram)?.plan)
+        Ok(model::choose_plan(checkpoint.config(), form_of, request, mode, Work::Long, ram)?.plan)
     } else {
         let file = match arguments.model.is_dir() {
             true => arguments.model.join("config.json"),

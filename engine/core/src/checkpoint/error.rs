@@ -33,6 +33,14 @@ pub enum CheckpointError {
     #[error("{path} is damaged: tensor `{tensor}` {why}; fetch the file again and compare its checksum")]
     Tensor { path: PathBuf, tensor: String, why: String },
     #[error(
+        "{shard} is damaged: packed panels of tensor `{tensor}`: {source}; write the folder again with `nightmonk pack`"
+    )]
+    Panels { shard: PathBuf, tensor: String, source: simd::matmul::packed::PackedError },
+    #[error(
+        "the panels of {first} and {second} were made from different models; write the folder again with `nightmonk pack`"
+    )]
+    TwoSources { first: PathBuf, second: PathBuf },
+    #[error(
         "tensor `{tensor}` is in two shards: {first} and {second}; remove the one that does not belong to this model"
     )]
     TwoShards { tensor: String, first: PathBuf, second: PathBuf },

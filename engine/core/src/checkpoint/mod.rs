@@ -1,12 +1,14 @@
-//! A model folder as Hugging Face publishes it: config.json and shards of safetensors, mapped and checked.
+//! A model folder as Hugging Face publishes it, or as `nightmonk pack` writes it: config.json and shards of safetensors,
+//! mapped and checked.
 //!
 //! Nothing is trusted: the shard's header passes the strict layer of `header`, and the tensors found must be exactly
 //! those that config.json asks for, in name and shape. What comes out can be read without further checks.
 
 mod direct;
 mod error;
-mod header;
+pub(crate) mod header;
 mod map;
+pub(crate) mod panels;
 mod scan;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -18,6 +20,7 @@ use simd::Dtype;
 pub use direct::DirectShards;
 pub use error::CheckpointError;
 pub use map::MappedFile;
+pub use panels::{Layout, TensorForm};
 
 use crate::config::{ModelConfig, TensorKind, TensorSpec};
 use header::{Element, TensorInfo};
@@ -28,6 +31,8 @@ pub struct Checkpoint {
     config: ModelConfig,
     shards: Vec<Shard>,
     tensors: HashMap<String, (usize, TensorInfo)>,
+    /// Digest of what the folder's panels were made from.
+    source: Option<String>,
     /// Tensors that hold the scales of blocks.
     scales: HashSet<String>,
 }
@@ -51,9 +56,11 @@ impl Shard {
 pub struct Tensor<'a> {
     /// Type of its values.
     pub dtype: Dtype,
-    /// Shape, row-major.
+    /// How they lie: only a matrix that steps multiply with lies otherwise than row after row.
+    pub layout: Layout,
+    /// Shape; a matrix is `[rows, cols]` however it lies.
     pub shape: &'a [usize],
-    /// Little-endian values, aligned to the type.
+    /// Little-endian values, aligned to the type, panels to a line.
     pub bytes: &'a [u8],
 }
 
@@ -107,8 +114,13 @@ const SMALL_FILES: [&str; 6] = [
     "chat_template.json",
 ];
 
-const INDEX_FILE: &str = "model.safetensors.index.json";
-const SINGLE_FILE: &str = "model.safetensors";
+/// Is looked up by rows, so it is never laid into panels.
+const EMBEDDING: &str = "model.embed_tokens.weight";
+/// The output matrix; in a folder of panels also that of a tied model.
+const LM_HEAD: &str = "lm_head.weight";
+
+pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
+pub(crate) const SINGLE_FILE: &str = "model.safetensors";
 const INDEX_BYTES_MAX: usize = 256 << 20;
 
 impl Checkpoint {
@@ -137,8 +149,15 @@ impl Checkpoint {
         placed: &BTreeMap<String, String>,
     ) -> Result<Self, CheckpointError> {
         let mut tensors: HashMap<String, (usize, TensorInfo)> = HashMap::new();
+        let mut sources: Vec<String> = Vec::new();
         for (index, Shard { path, map }) in shards.iter().enumerate() {
-            for (name, info) in header::read(path, map.bytes())? {
+            let header = header::read(path, map.bytes())?;
+            sources.push(header.source);
+            if sources[index] != sources[0] {
+                let (first, second) = (shards[0].path.clone(), path.clone());
+                return Err(CheckpointError::TwoSources { first, second });
+            }
+            for (name, info) in header.tensors {
                 if let Some((other, _)) = tensors.get(&name) {
                     let (first, second) = (shards[*other].path.clone(), path.clone());
                     return Err(CheckpointError::TwoShards { tensor: name, first, second });
@@ -148,7 +167,8 @@ impl Checkpoint {
         }
         let is_scales = |spec: &TensorSpec| spec.kind == TensorKind::Mxfp4Scales;
         let scales = config.tensors().into_iter().filter(is_scales).map(|spec| spec.name).collect();
-        let checkpoint = Self { folder: folder.into(), config, shards, tensors, scales };
+        let source = sources.pop().filter(|source| !source.is_empty());
+        let checkpoint = Self { folder: folder.into(), config, shards, tensors, source, scales };
         checkpoint.check_index(placed)?;
         checkpoint.check_tensors()?;
         Ok(checkpoint)
@@ -178,7 +198,51 @@ impl Checkpoint {
         let Some((shard, info)) = self.tensors.get(name) else { panic!("`{name}` is not a tensor of this model") };
         let Element::Number(dtype) = info.element else { panic!("`{name}` holds no numbers") };
         let bytes = &self.shards[*shard].map.bytes()[info.bytes.clone()];
-        Tensor { dtype, shape: &info.shape, bytes }
+        Tensor { dtype, layout: info.layout, shape: &info.shape, bytes }
+    }
+
+    /// Digest of what the folder's panels were made from, if `nightmonk pack` wrote it.
+    pub fn packed_from(&self) -> Option<&str> {
+        self.source.as_deref()
+    }
+
+    /// Whether some matrices lie in packed panels.
+    pub fn has_packed(&self) -> bool {
+        self.tensors.values().any(|(_, info)| matches!(info.layout, Layout::Packed { .. }))
+    }
+
+    /// Every tensor that is read: those of [`ModelConfig::tensors`], and the output matrix that a folder of panels holds
+    /// beside the embedding of a tied model.
+    pub fn tensors(&self) -> Vec<TensorSpec> {
+        let mut specs = self.config.tensors();
+        if self.lm_head_name() != self.config.lm_head_name() {
+            let shape = self.tensor(LM_HEAD).shape.to_vec();
+            specs.push(TensorSpec { name: LM_HEAD.into(), shape, kind: TensorKind::Matrix });
+        }
+        specs
+    }
+
+    /// Name of the matrix that gives the logits.
+    pub fn lm_head_name(&self) -> &'static str {
+        match self.tensors.get(LM_HEAD) {
+            Some((_, info)) if info.layout != Layout::RowMajor => LM_HEAD,
+            _ => self.config.lm_head_name(),
+        }
+    }
+
+    /// Type and layout of a tensor. Under the name `lm_head.weight` every model has one.
+    ///
+    /// # Panics
+    /// As [`Checkpoint::tensor`].
+    pub fn form(&self, name: &str) -> TensorForm {
+        let Tensor { dtype, layout, .. } = self.tensor(if name == LM_HEAD { self.lm_head_name() } else { name });
+        TensorForm { dtype, layout }
+    }
+
+    /// What the shard says of a tensor's type and shape, numbers or not; panics as [`Checkpoint::location`] does.
+    pub(crate) fn element(&self, name: &str) -> (Element, &[usize]) {
+        let Some((_, info)) = self.tensors.get(name) else { panic!("`{name}` is not a tensor of this model") };
+        (info.element, &info.shape)
     }
 
     /// Place of the tensor `name`, numbers or not.
@@ -253,28 +317,56 @@ impl Checkpoint {
         self.check_finite_part(name, &location, self.bytes(&location))
     }
 
-    /// As [`Checkpoint::check_finite`], for the part of the tensor at `part`, whose bytes were read already.
+    /// Bytes of the parts, up to `most` where a panel has no more, in which tensor `name` can be checked: packed panels
+    /// are not cut.
+    pub fn whole_parts(&self, name: &str, most: usize) -> usize {
+        let TensorInfo { layout, shape, .. } = &self.tensors[name].1;
+        let panel = match (layout, &shape[..]) {
+            (Layout::Packed { .. }, [_, cols]) => simd::matmul::packed::panel_bytes(*cols).unwrap_or(1),
+            _ => return most,
+        };
+        (most / panel).max(1) * panel
+    }
+
+    /// As [`Checkpoint::check_finite`], for the part of the tensor at `part`, whose bytes were read already. Of packed
+    /// panels a part is whole ones; what follows the last of them is read in the map.
     ///
     /// # Errors
-    /// As [`Checkpoint::check_finite`].
+    /// As [`Checkpoint::check_finite`], and [`CheckpointError::Panels`] where packed panels cannot be what they claim.
     pub fn check_finite_part(&self, name: &str, part: &Location, bytes: &[u8]) -> Result<(), CheckpointError> {
-        let before = part.start - self.location(name).start;
-        let (shard, tensor) = (|| self.shards[part.shard].path.clone(), || name.to_owned());
-        match self.tensors[name].1.element {
-            Element::Number(dtype) => match scan::first_non_finite(dtype, bytes) {
-                None => Ok(()),
+        let location = self.location(name);
+        let TensorInfo { element, layout, shape, .. } = &self.tensors[name].1;
+        let shard = || self.shards[part.shard].path.clone();
+        let before = part.start - location.start;
+        if *layout != Layout::RowMajor && part.end == location.end {
+            let fill = part.end..part.end.next_multiple_of(panels::ALIGNMENT);
+            if self.shards[part.shard].map.bytes()[fill].iter().any(|byte| *byte != 0) {
+                let why = "is filled up with other bytes than zeros".into();
+                return Err(CheckpointError::Tensor { path: shard(), tensor: name.into(), why });
+            }
+        }
+        let scanned = match (element, layout, &shape[..]) {
+            (Element::Number(_), Layout::Packed { .. }, [rows, cols]) => {
+                scan::packed_panels([*rows, *cols], self.bytes(&location), before, bytes)
+                    .map_err(|source| CheckpointError::Panels { shard: shard(), tensor: name.into(), source })?
+            }
+            (Element::Number(dtype), Layout::Panels, [_, cols]) => scan::plain_panels(*dtype, *cols, before, bytes),
+            (Element::Number(dtype), ..) => {
+                scan::first_non_finite(*dtype, bytes).map(|(index, value)| (index + before / dtype.size(), value))
+            }
+            (Element::U8, ..) => match self.scales.contains(name).then(|| scan::first_bad_scale(bytes)).flatten() {
+                None => None,
                 Some((index, value)) => {
-                    let index = index + before / dtype.size();
-                    Err(CheckpointError::NotFinite { shard: shard(), tensor: tensor(), index, value })
+                    let index = index + before;
+                    return Err(CheckpointError::Scale { shard: shard(), tensor: name.into(), index, value });
                 }
             },
-            Element::U8 if !self.scales.contains(name) => Ok(()),
-            Element::U8 => match scan::first_bad_scale(bytes) {
-                None => Ok(()),
-                Some((index, value)) => {
-                    Err(CheckpointError::Scale { shard: shard(), tensor: tensor(), index: index + before, value })
-                }
-            },
+        };
+        match scanned {
+            None => Ok(()),
+            Some((index, value)) => {
+                Err(CheckpointError::NotFinite { shard: shard(), tensor: name.into(), index, value })
+            }
         }
     }
 
@@ -331,14 +423,14 @@ impl Checkpoint {
     }
 
     /// Tensors that some exporters write though they follow from the others: rope tables, and the output matrix of a
-    /// tied model where it repeats the embedding. (One that differs is refused: the model would be read wrongly.)
+    /// tied model where it repeats the embedding. (One that differs is refused: the model would be read wrongly. In panels
+    /// it is what `nightmonk pack` made of the embedding.)
     fn follows(&self, name: &str) -> bool {
-        if name == "lm_head.weight" && self.config.tie_word_embeddings {
-            let [embedding, head] = ["model.embed_tokens.weight", name].map(|name| {
-                let TensorInfo { element, shape, .. } = &self.tensors[name].1;
-                (element, shape, self.bytes(&self.location(name)))
-            });
-            return embedding == head;
+        if name == LM_HEAD && self.config.tie_word_embeddings {
+            let [embedding, head] = [EMBEDDING, name].map(|name| &self.tensors[name].1);
+            let is_alike = (embedding.element, &embedding.shape) == (head.element, &head.shape);
+            let bytes = |name| self.bytes(&self.location(name));
+            return is_alike && (head.layout != Layout::RowMajor || bytes(EMBEDDING) == bytes(name));
         }
         name.ends_with(".rotary_emb.inv_freq")
     }
@@ -355,6 +447,13 @@ impl Checkpoint {
                     tensor: spec.name.clone(),
                     want: spec.shape.clone(),
                     got: info.shape.clone(),
+                });
+            }
+            if info.layout != Layout::RowMajor && (spec.kind != TensorKind::Matrix || spec.name == EMBEDDING) {
+                return Err(CheckpointError::Tensor {
+                    path: self.shards[*shard].path.clone(),
+                    tensor: spec.name.clone(),
+                    why: "lies in panels, but is read by rows".into(),
                 });
             }
             if spec.kind.is_numbers() != (info.element != Element::U8) {

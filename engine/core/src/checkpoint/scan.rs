@@ -1,7 +1,8 @@
 //! Looks for weights that are not numbers.
 
 use simd::Dtype;
-use simd::matmul::MXFP4_SCALES;
+use simd::matmul::packed::{self, PackedError};
+use simd::matmul::{MXFP4_SCALES, Matrix, PANEL};
 
 /// Index and value of the first NaN or infinity, if any.
 pub(super) fn first_non_finite(dtype: Dtype, bytes: &[u8]) -> Option<(usize, f32)> {
@@ -18,6 +19,35 @@ pub(super) fn first_non_finite(dtype: Dtype, bytes: &[u8]) -> Option<(usize, f32
     dtype.widen(chunk, &mut values);
     let at = values.iter().position(|value| !value.is_finite())?;
     Some((index * CHUNK / dtype.size() + at, values[at]))
+}
+
+/// As [`first_non_finite`], for panels of `cols` columns before which `before` bytes of others lie; the index is that in
+/// the published matrix.
+pub(super) fn plain_panels(dtype: Dtype, cols: usize, before: usize, bytes: &[u8]) -> Option<(usize, f32)> {
+    let (index, value) = first_non_finite(dtype, bytes)?;
+    let index = index + before / dtype.size();
+    let panel = Matrix::one_panel_bytes(dtype, cols)? / dtype.size();
+    let pair = if dtype == Dtype::Bf16 { 2 } else { 1 };
+    let within = index % panel;
+    let row = index / panel * PANEL + within / pair % PANEL;
+    Some((row * cols + within / (pair * PANEL) * pair + within % pair, value))
+}
+
+/// As [`plain_panels`], for packed ones of the matrix whose bytes are `all`.
+pub(super) fn packed_panels(
+    [rows, cols]: [usize; 2],
+    all: &[u8],
+    before: usize,
+    bytes: &[u8],
+) -> Result<Option<(usize, f32)>, PackedError> {
+    let panel_bytes = packed::panel_bytes(cols).ok_or(PackedError::Columns(cols))?;
+    let panels = rows.div_ceil(PANEL);
+    // The header was checked: there are so many bytes, and more.
+    let index = packed::Index::new(&all[panels * panel_bytes..], panels)?;
+    let bytes = &bytes[..bytes.len().min((panels * panel_bytes).saturating_sub(before))];
+    let first = before / panel_bytes;
+    index.check(first, cols, bytes)?;
+    Ok(index.first_non_finite(first, cols, bytes).map(|([row, col], value)| (row * cols + col, value)))
 }
 
 /// Index and value of the first scale at which BF16 does not hold all weights of a block of MXFP4, if any.

@@ -25,7 +25,7 @@ use crate::homes::Homes;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Load {
-    /// In the page cache, as published.
+    /// In the page cache, as the folder holds them.
     Mapped,
     /// In anonymous memory, as panels.
     Resident,
@@ -150,20 +150,29 @@ impl Model {
         Self::on_nodes(checkpoint, options, Homes::one(), progress)
     }
 
+    /// Whether a model can have several homes. Weights that stay mapped cannot: pages of files are where the kernel put
+    /// them. Nor can those of a folder with 12-bit panels, whose patches lie behind the panels of the whole matrix.
+    pub fn can_be_cut(checkpoint: &Checkpoint, load: Load) -> bool {
+        load == Load::Resident && !checkpoint.has_packed()
+    }
+
     /// As [`Model::from_checkpoint`], with every matrix cut over `homes`: those of the pool that is to compute with it.
     ///
     /// # Errors
     /// As [`Model::load`], and where a node has too little memory for its part.
     ///
     /// # Panics
-    /// If weights that stay mapped are to have several homes: pages of files are where the kernel put them.
+    /// If there are several homes and [`Model::can_be_cut`] says no.
     pub fn on_nodes(
         checkpoint: Checkpoint,
         options: ModelOptions,
         homes: Homes,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self, LoadError> {
-        assert!(options.load == Load::Resident || homes.count() == 1, "mapped weights are not placed");
+        assert!(
+            homes.count() == 1 || Self::can_be_cut(&checkpoint, options.load),
+            "these weights are not cut over nodes"
+        );
         check_types(&checkpoint)?;
         let config = checkpoint.config();
         if options.load == Load::Resident {
@@ -172,14 +181,14 @@ impl Model {
         }
         let mut place = Place::new(&checkpoint, options.load, &homes);
         let layers: Vec<Layer> = (0..config.layers.len()).map(|layer| place.layer(config, layer)).collect();
-        let lm_head = place.linear(config.lm_head_name());
+        let lm_head = place.linear(checkpoint.lm_head_name());
         let final_norm = place.vector("model.norm.weight");
         let rope = RopeTable::new(&config.rope);
 
         let (bytes, placed) = place.finish();
         let memory = |source| LoadError::Memory { bytes: bytes.iter().sum(), source };
         let mut panels = homes.regions(&bytes).map_err(memory)?;
-        let tensors = config.tensors();
+        let tensors = checkpoint.tensors();
         let regions = panels.iter_mut().map(Region::as_mut_slice).collect();
         let strips = strips::cut(&checkpoint, &tensors, &placed, regions, strips::STRIP_BYTES);
         strips::read(&checkpoint, strips, &options, progress)?;

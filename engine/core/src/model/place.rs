@@ -9,7 +9,7 @@ use simd::matmul::PANEL;
 use super::load::Load;
 use super::source::Source;
 use super::weights::{FeedForward, GatedMlp, HeadNorms, Layer, Linear, Slice};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Layout};
 use crate::config::{
     AttentionBias, ExpertStorage, Mlp, ModelConfig, QkNorm, Sparse, StackedExperts, expert_names, layer_names,
 };
@@ -136,7 +136,13 @@ impl<'a> Place<'a> {
     pub(super) fn linear(&mut self, name: &str) -> Linear {
         let tensor = self.checkpoint.tensor(name);
         let shape = [tensor.shape[0], tensor.shape[1]];
-        self.matrix(name, Source::rows(self.checkpoint.location(name)), tensor.dtype, shape)
+        let location = self.checkpoint.location(name);
+        let source = match tensor.layout {
+            Layout::RowMajor => Source::rows(location),
+            Layout::Panels => Source::Panels(location),
+            Layout::Packed { .. } => Source::Packed(location),
+        };
+        self.matrix(name, source, tensor.dtype, shape)
     }
 
     fn matrix(&mut self, tensor: &str, source: Source, dtype: Dtype, [rows, cols]: [usize; 2]) -> Linear {
@@ -149,7 +155,7 @@ impl<'a> Place<'a> {
                 let rows = panels.start * PANEL..rows.min(panels.end * PANEL);
                 let source = source.of_rows(&rows, dtype, cols);
                 let start = self.next[home].next_multiple_of(MATRIX_ALIGNMENT);
-                let bytes = start..start + source.panel_bytes(dtype, [rows.len(), cols]);
+                let bytes = start..start + source.resident_bytes(dtype, [rows.len(), cols]);
                 self.next[home] = bytes.end;
                 self.placed.push(Placed { tensor: tensor.into(), source, dtype, cols, home, bytes: bytes.clone() });
                 Slice { home, rows, bytes }

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use simd::matmul::{MXFP4_BLOCK, Matrix, PANEL};
+use simd::matmul::{MXFP4_BLOCK, Matrix, PANEL, packed};
 use simd::{Dtype, Isa};
 
 use crate::checkpoint::Location;
@@ -17,6 +17,10 @@ pub(super) enum Source {
     Rows { location: Location, first_row: usize, row_step: usize },
     /// The same rows of a matrix of MXFP4, whose blocks and scales lie apart.
     Mxfp4 { blocks: Location, scales: Location, first_row: usize, row_step: usize },
+    /// Panels, as `nightmonk pack --plain` writes them.
+    Panels(Location),
+    /// BF16 panels in 12 bits, as `nightmonk pack` writes them: all panels, then what belongs to them.
+    Packed(Location),
 }
 
 /// A block with its scale.
@@ -30,26 +34,32 @@ impl Source {
 
     /// The same of some of its rows only; `rows` begin at a panel.
     pub(super) fn of_rows(&self, rows: &Range<usize>, dtype: Dtype, cols: usize) -> Self {
-        let bytes_of =
-            |row_bytes: usize| rows.start * self.row_step() * row_bytes..rows.end * self.row_step() * row_bytes;
+        let of_rows =
+            |row_step: &usize, row_bytes: usize| rows.start * row_step * row_bytes..rows.end * row_step * row_bytes;
         match self {
             Self::Rows { location, first_row, row_step } => {
-                let location = location.part(bytes_of(self.row_bytes(dtype, cols)));
+                let location = location.part(of_rows(row_step, cols * dtype.size()));
                 Self::Rows { location, first_row: *first_row, row_step: *row_step }
             }
             Self::Mxfp4 { blocks, scales, first_row, row_step } => Self::Mxfp4 {
-                blocks: blocks.part(bytes_of(self.row_bytes(dtype, cols))),
-                scales: scales.part(bytes_of(cols / MXFP4_BLOCK)),
+                blocks: blocks.part(of_rows(row_step, cols / 2)),
+                scales: scales.part(of_rows(row_step, cols / MXFP4_BLOCK)),
                 first_row: *first_row,
                 row_step: *row_step,
             },
+            Self::Panels(location) => {
+                let panel = self.panel_bytes(dtype, cols);
+                Self::Panels(location.part(rows.start / PANEL * panel..rows.end.div_ceil(PANEL) * panel))
+            }
+            // What follows the panels belongs to all of them; `Model::on_nodes` takes such a folder for one node only.
+            Self::Packed(_) => self.clone(),
         }
     }
 
     /// Where all of its weights lie, perhaps among those of other matrices.
     pub(super) fn location(&self) -> &Location {
         match self {
-            Self::Rows { location, .. } => location,
+            Self::Rows { location, .. } | Self::Panels(location) | Self::Packed(location) => location,
             Self::Mxfp4 { blocks, .. } => blocks,
         }
     }
@@ -58,7 +68,7 @@ impl Source {
     pub(super) fn scales_of(&self, part: &Location) -> Option<Location> {
         const BLOCK_BYTES: usize = MXFP4_BLOCK / 2;
         match self {
-            Self::Rows { .. } => None,
+            Self::Rows { .. } | Self::Panels(_) | Self::Packed(_) => None,
             Self::Mxfp4 { blocks, scales, .. } => {
                 let part = part.within(blocks);
                 Some(scales.part(part.start / BLOCK_BYTES..part.end / BLOCK_BYTES))
@@ -68,43 +78,49 @@ impl Source {
 
     /// Published bytes, without scales, from which one panel is made; those of the next panel follow them.
     pub(super) fn bytes_of_panel(&self, dtype: Dtype, cols: usize) -> usize {
-        PANEL * self.row_step() * self.row_bytes(dtype, cols)
+        match self {
+            Self::Rows { row_step, .. } => PANEL * row_step * cols * dtype.size(),
+            Self::Mxfp4 { row_step, .. } => PANEL * row_step * cols / 2,
+            Self::Panels(_) | Self::Packed(_) => self.panel_bytes(dtype, cols),
+        }
     }
 
-    /// Bytes of all panels of a matrix of this shape.
-    pub(super) fn panel_bytes(&self, dtype: Dtype, shape: [usize; 2]) -> usize {
+    /// Bytes of one panel in memory.
+    pub(super) fn panel_bytes(&self, dtype: Dtype, cols: usize) -> usize {
         let bytes = match self {
-            Self::Rows { .. } => Matrix::panel_bytes(dtype, shape),
-            Self::Mxfp4 { .. } => Matrix::mxfp4_panel_bytes(shape),
+            Self::Rows { .. } | Self::Panels(_) => Matrix::one_panel_bytes(dtype, cols),
+            Self::Mxfp4 { .. } => Matrix::mxfp4_panel_bytes([PANEL, cols]),
+            Self::Packed(_) => packed::panel_bytes(cols),
         };
-        bytes.expect("config.json's limits keep sizes far below 2^63, and ask for whole blocks")
+        bytes.expect("config.json's limits keep sizes far below 2^63, and shards were checked when they were opened")
+    }
+
+    /// Bytes of the matrix in memory of its own.
+    pub(super) fn resident_bytes(&self, dtype: Dtype, [rows, cols]: [usize; 2]) -> usize {
+        match self {
+            Self::Rows { .. } | Self::Mxfp4 { .. } => self.panel_bytes(dtype, cols) * rows.div_ceil(PANEL),
+            Self::Panels(location) | Self::Packed(location) => location.size(),
+        }
     }
 
     /// Lays the panels that `bytes` hold into `panels`, with the `scales` of these bytes where they have some. The first
-    /// byte is the first of a panel's, and where they end within a panel, the matrix ends.
+    /// byte is the first of a panel's, and where they end within a panel, the matrix ends. What lies in panels already is
+    /// copied as it is.
     pub(super) fn lay(&self, isa: Isa, dtype: Dtype, cols: usize, bytes: &[u8], scales: &[u8], panels: &mut [u8]) {
-        let all = [bytes.len() / self.row_bytes(dtype, cols), cols];
-        let (matrix, first_row) = match self {
-            Self::Rows { first_row, .. } => (Matrix::row_major(dtype, bytes, all), *first_row),
-            Self::Mxfp4 { first_row, .. } => (Matrix::mxfp4_row_major(bytes, scales, all), *first_row),
+        let (matrix, first_row, row_step) = match *self {
+            Self::Rows { first_row, row_step, .. } => {
+                let all = [bytes.len() / (cols * dtype.size()), cols];
+                (Matrix::row_major(dtype, bytes, all), first_row, row_step)
+            }
+            Self::Mxfp4 { first_row, row_step, .. } => {
+                (Matrix::mxfp4_row_major(bytes, scales, [bytes.len() / (cols / 2), cols]), first_row, row_step)
+            }
+            Self::Panels(_) | Self::Packed(_) => return panels.copy_from_slice(bytes),
         };
         let matrix = matrix.expect("shape, length and alignment were checked when the checkpoint was opened");
-        let matrix = matrix.every(first_row, self.row_step());
+        let matrix = matrix.every(first_row, row_step);
         for (panel, out) in panels.chunks_exact_mut(matrix.bytes_of_panel()).enumerate() {
             matrix.pack_panel_with(isa, panel, out);
-        }
-    }
-
-    fn row_step(&self) -> usize {
-        match self {
-            Self::Rows { row_step, .. } | Self::Mxfp4 { row_step, .. } => *row_step,
-        }
-    }
-
-    fn row_bytes(&self, dtype: Dtype, cols: usize) -> usize {
-        match self {
-            Self::Rows { .. } => cols * dtype.size(),
-            Self::Mxfp4 { .. } => cols / 2,
         }
     }
 }

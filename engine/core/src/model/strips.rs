@@ -12,7 +12,6 @@ use std::thread;
 
 use numa::direct::BLOCK;
 use simd::Isa;
-use simd::matmul::PANEL;
 
 use super::load::{Load, LoadError, LoadProgress, ModelOptions};
 use super::place::Placed;
@@ -70,8 +69,8 @@ pub(crate) fn buffer_bytes(threads: usize, total: usize, strip: usize) -> usize 
     readers(threads, total).saturating_mul(strip.saturating_add(strip / 16).saturating_add(4 * BLOCK))
 }
 
-/// Cuts all tensors into strips, in the order of the files. `placed` ascends in each of `regions`; a strip is one panel or more,
-/// and no more than `most` bytes where a panel is not.
+/// Cuts all tensors into strips, in the order of the files. `placed` ascends in each of `regions`; a strip is one panel or
+/// more, and no more than `most` bytes where a panel is not.
 pub(super) fn cut<'a>(
     checkpoint: &Checkpoint,
     tensors: &'a [TensorSpec],
@@ -88,7 +87,8 @@ pub(super) fn cut<'a>(
     let mut pieces: BTreeMap<Location, Pieces<'a>> = BTreeMap::new();
     let names: HashSet<&str> = placed.iter().map(|placed| placed.tensor.as_str()).collect();
     for spec in tensors.iter().filter(|spec| !names.contains(spec.name.as_str())) {
-        let whole = Pieces { tensor: &spec.name, strip_bytes: most, fills: Vec::new() };
+        let strip_bytes = checkpoint.whole_parts(&spec.name, most);
+        let whole = Pieces { tensor: &spec.name, strip_bytes, fills: Vec::new() };
         pieces.insert(checkpoint.location(&spec.name), whole);
     }
     // What is left of each region, and where that begins.
@@ -100,7 +100,7 @@ pub(super) fn cut<'a>(
         (*rest, *at) = (tail, placed.bytes.end);
         let unit = placed.source.bytes_of_panel(placed.dtype, placed.cols);
         let strip_bytes = (most / unit).max(1) * unit;
-        let panel_bytes = placed.source.panel_bytes(placed.dtype, [PANEL, placed.cols]);
+        let panel_bytes = placed.source.panel_bytes(placed.dtype, placed.cols);
         let chunks = panels.chunks_mut(strip_bytes / unit * panel_bytes);
         let here = Pieces { tensor: &placed.tensor, strip_bytes, fills: Vec::new() };
         pieces.entry(placed.source.location().clone()).or_insert(here).fills.push((placed, chunks));
@@ -232,7 +232,7 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
     use simd::Isa;
-    use simd::matmul::Activations;
+    use simd::matmul::{Activations, PANEL};
 
     use super::*;
     use crate::homes::Homes;
@@ -264,19 +264,23 @@ mod tests {
         [layer.query, layer.key, layer.value, layer.output].into_iter().chain(feed_forward).collect()
     }
 
-    /// Reads a model in strips of `most` bytes.
+    /// Reads a golden model in strips of `most` bytes.
     fn load(homes: &Homes, family: &str, most: usize, threads: usize) -> Loaded {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(family);
-        let checkpoint = Checkpoint::open(&folder).unwrap();
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+        load_folder(homes, &golden.join(family), most, threads)
+    }
+
+    fn load_folder(homes: &Homes, folder: &Path, most: usize, threads: usize) -> Loaded {
+        let checkpoint = Checkpoint::open(folder).unwrap();
         let config = checkpoint.config();
         let load = Load::Resident;
         let mut place = Place::new(&checkpoint, load, homes);
         let mut matrices: Vec<Linear> =
             (0..config.layers.len()).flat_map(|layer| matrices_of(place.layer(config, layer))).collect();
-        matrices.push(place.linear(config.lm_head_name()));
+        matrices.push(place.linear(checkpoint.lm_head_name()));
         let (bytes, placed) = place.finish();
         let mut regions: Vec<Vec<u8>> = bytes.into_iter().map(|bytes| vec![0; bytes]).collect();
-        let tensors = config.tensors();
+        let tensors = checkpoint.tensors();
         let strips = cut(&checkpoint, &tensors, &placed, regions.iter_mut().map(Vec::as_mut_slice).collect(), most);
         let count = strips.len();
 
@@ -293,6 +297,46 @@ mod tests {
         .unwrap();
         assert!(seen.is_sorted() && seen.first() == Some(&0) && seen.last() == Some(&published));
         Loaded { matrices, regions, strips: count }
+    }
+
+    #[test]
+    fn packed_panels_are_checked_strip_by_strip_wherever_they_live() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/llama");
+        let folder = tempfile::tempdir().unwrap();
+        crate::pack::pack_folder(&golden, folder.path(), &crate::pack::PackOptions::default(), &mut |_| {}).unwrap();
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        assert!(checkpoint.has_packed());
+        for load in [Load::Mapped, Load::Resident] {
+            let homes = Homes::one();
+            let mut place = Place::new(&checkpoint, load, &homes);
+            (0..checkpoint.config().layers.len()).for_each(|layer| drop(place.layer(checkpoint.config(), layer)));
+            place.linear(checkpoint.lm_head_name());
+            let (bytes, placed) = place.finish();
+            let mut region = vec![0; bytes[0]];
+            let tensors = checkpoint.tensors();
+            let strips = cut(&checkpoint, &tensors, &placed, vec![&mut region[..]], 3000);
+            assert!(strips.len() > tensors.len(), "{load}: matrices are cut");
+            let options = ModelOptions { isa: Isa::detect(), activations: Activations::Bf16x2, load, threads: 2 };
+            read(&checkpoint, strips, &options, &mut |_| {}).unwrap();
+            for placed in &placed {
+                let stored = checkpoint.tensor(&placed.tensor).bytes;
+                assert!(region[placed.bytes.clone()] == *stored, "{load}: {}", placed.tensor);
+            }
+        }
+    }
+
+    #[test]
+    fn panels_that_are_published_as_such_are_cut_over_nodes_like_any() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/llama");
+        let folder = tempfile::tempdir().unwrap();
+        let plain = crate::pack::PackOptions { plain: true, ..Default::default() };
+        crate::pack::pack_folder(&golden, folder.path(), &plain, &mut |_| {}).unwrap();
+        let [rows, panels] =
+            [&golden, folder.path()].map(|folder| load_folder(&Homes::with_workers(&[2, 1]), folder, 4096, 1));
+        for (rows_of, panels_of) in rows.matrices.iter().zip(&panels.matrices) {
+            assert_eq!(panels_of.slices.len(), 2.min(panels_of.rows.div_ceil(PANEL)));
+            assert!(rows.panels(rows_of) == panels.panels(panels_of));
+        }
     }
 
     #[test]

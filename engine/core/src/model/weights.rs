@@ -1,7 +1,8 @@
 //! Weights in the form in which kernels read them.
 //!
-//! `resident` lays every matrix into panels in anonymous memory with huge pages, sliced over the nodes; `mapped` leaves the published file
-//! where it is, in the page cache, and turns each panel in registers. Both give the same bits. The embedding is only
+//! `resident` lays every matrix into panels in anonymous memory with huge pages, cut over the nodes; `mapped` leaves the
+//! published file where it is, in the page cache, and turns each panel in registers. A folder that `nightmonk pack` wrote
+//! holds panels already: they are mapped or copied as they are. All give the same bits. The embedding is only
 //! looked up by rows and stays in the map; norms and biases are small and become float32.
 
 use std::io;
@@ -156,7 +157,9 @@ impl Model {
             let feed_forward = match &layer.feed_forward {
                 FeedForward::Dense(dense) => mlp(dense),
                 FeedForward::Sparse { router, experts, shape } => {
-                    of(router) + experts.first().map_or(0, mlp) * shape.num_experts_per_tok
+                    // Packed experts differ a little in their bytes.
+                    let all: usize = experts.iter().map(mlp).sum();
+                    of(router) + (all * shape.num_experts_per_tok).checked_div(experts.len()).unwrap_or(0)
                 }
             };
             attention.into_iter().map(&of).sum::<usize>() + feed_forward
@@ -184,6 +187,12 @@ impl Model {
                 Matrix::mxfp4_row_major(published(blocks), published(scales), all)
                     .map(|all| all.every(*first_row, *row_step))
             }
+            (panels, Source::Panels(location)) => {
+                Matrix::panels(linear.dtype, panels.unwrap_or_else(|| published(location)), shape)
+            }
+            (panels, Source::Packed(location)) => {
+                Matrix::packed(panels.unwrap_or_else(|| published(location)), shape).ok()
+            }
         };
         (matrix.expect("shape, length and alignment were checked when the checkpoint was opened"), rows.start)
     }
@@ -196,11 +205,12 @@ impl Linear {
         self.slices.iter().map(|slice| (slice.rows.clone(), slice.home)).chain(whole)
     }
 
-    /// Bytes of the weights themselves, without padding.
+    /// Bytes that a product reads: the weights themselves, without padding, or all of packed panels.
     pub(super) fn bytes(&self) -> usize {
-        match self.source {
-            Source::Rows { .. } => self.rows * self.cols * self.dtype.size(),
+        match &self.source {
+            Source::Rows { .. } | Source::Panels(_) => self.rows * self.cols * self.dtype.size(),
             Source::Mxfp4 { .. } => self.rows * (self.cols / MXFP4_BLOCK) * MXFP4_BLOCK_BYTES,
+            Source::Packed(location) => location.size(),
         }
     }
 }

@@ -19,6 +19,10 @@ pub(super) const QUERY_TILE: usize = 16;
 /// Sums that a worker holds at a time: rows times panels. 128 KiB stay in a core's own cache.
 const SUMS: usize = 2048;
 
+/// Panels of a task, at most: about a MiB of weights, so that whoever is last keeps the others waiting for no longer than
+/// that takes to read.
+const TASK_PANELS: usize = 16;
+
 /// Runs of one row and head whose parts are held at a time.
 const PARTS_OF_UNIT: usize = 4;
 
@@ -107,7 +111,15 @@ pub struct WorkspaceShape {
 
 impl WorkspaceShape {
     /// For steps of up to `max_rows` rows, `max_logits` of them with logits, on `threads` workers.
-    pub fn new(config: &ModelConfig, load: Load, max_rows: usize, max_logits: usize, threads: usize) -> Self {
+    /// `packed`: some matrices lie in packed panels.
+    pub fn new(
+        config: &ModelConfig,
+        load: Load,
+        packed: bool,
+        max_rows: usize,
+        max_logits: usize,
+        threads: usize,
+    ) -> Self {
         let mut shape = Self {
             max_rows,
             max_logits,
@@ -124,7 +136,10 @@ impl WorkspaceShape {
             activated: 0,
             num_experts: 0,
             choices: 0,
-            packs: (load == Load::Mapped).then_some(Dtype::F32),
+            packs: match load {
+                Load::Mapped => Some(Dtype::F32),
+                Load::Resident => packed.then_some(Dtype::Bf16),
+            },
         };
         for layer in &config.layers {
             let (width, copies) = match &layer.mlp {
@@ -249,7 +264,8 @@ impl Workspace {
     /// If the pool has another number of nodes than the model has homes: some weights would have no workers.
     pub fn new(model: &Model, pool: Pool, max_rows: usize, max_logits: usize) -> Self {
         assert_eq!(pool.nodes().len(), model.homes().count(), "nodes of the pool, and of the model");
-        let shape = WorkspaceShape::new(model.config(), model.options().load, max_rows, max_logits, pool.threads());
+        let (load, packed) = (model.options().load, model.checkpoint().has_packed());
+        let shape = WorkspaceShape::new(model.config(), load, packed, max_rows, max_logits, pool.threads());
         let (workers, buffers) = shape.allocate();
         let (cuts, homes) = (Vec::with_capacity(shape.cuts()), Vec::with_capacity(shape.cuts()));
         Self { crew: Crew { pool, workers, cuts, homes, bytes_read: 0 }, buffers, max_rows }
@@ -325,7 +341,7 @@ impl Crew {
         let panels: usize = linears.iter().map(|linear| linear.rows.div_ceil(PANEL)).sum();
         let fits = (SUMS / rows.max(1)).max(1);
         let fair = panels.div_ceil(self.pool.threads() * 4).max(1);
-        let step = fits.min(fair) * PANEL;
+        let step = fits.min(fair).min(TASK_PANELS) * PANEL;
         self.cuts.clear();
         self.homes.clear();
         self.cuts.push(0);

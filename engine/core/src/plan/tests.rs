@@ -129,7 +129,7 @@ fn a_loaded_model_takes_the_bytes_of_its_plan() {
             let options = ModelOptions { isa: Isa::detect(), activations: Activations::Bf16x2, load, threads: 1 };
             let model = Model::load(&golden(family), options, &mut |_| {}).unwrap();
             let checkpoint = model.checkpoint();
-            let plan = Plan::new(model.config(), |name| checkpoint.tensor(name).dtype, &request(64, load));
+            let plan = Plan::new(model.config(), |name| checkpoint.form(name), &request(64, load));
 
             let vectors = model.config().tensors().into_iter().filter(|tensor| tensor.kind == TensorKind::Vector);
             let vector_bytes: usize = vectors.map(|tensor| tensor.parameters() as usize * size_of::<f32>()).sum();
@@ -164,7 +164,7 @@ fn a_workspace_allocates_the_bytes_of_its_plan() {
             for (rows, logits, threads) in [(1, 1, 1), (7, 3, 2), (300, 300, 3), (2500, 1, 1)] {
                 let pool = Pool::new(NonZeroUsize::new(threads).unwrap(), Pinning::Free).unwrap();
                 let space = Workspace::new(&model, pool, rows, logits);
-                let shape = WorkspaceShape::new(model.config(), load, rows, logits, threads);
+                let shape = WorkspaceShape::new(model.config(), load, false, rows, logits, threads);
                 let (got, want) = (space.allocated_bytes(&shape), shape.bytes());
                 assert_eq!(got, want, "{family}, {load}, {rows} rows, {logits} with logits");
             }

@@ -10,12 +10,12 @@ pub use avx2::Avx2;
 pub use avx512bf16::Avx512;
 pub use avx512f::Avx512f;
 
-/// Asks for the line that lies `bytes` behind the start of `from`, into the second cache; there need not be one.
+/// Asks for the line that lies `bytes` behind the start of `from`, into the first cache; there need not be one.
 #[inline(always)]
 fn prefetch<R: ?Sized>(from: &R, bytes: usize) {
-    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 
     let line = std::ptr::from_ref(from).cast::<i8>().wrapping_add(bytes);
     // SAFETY: every x86-64 has it; it changes nothing that a program can see and faults nowhere.
-    unsafe { _mm_prefetch::<_MM_HINT_T1>(line) }
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(line) }
 }

@@ -149,8 +149,8 @@ fn some_panels_with_their_part_of_the_index_are_a_matrix() {
     let bytes = panel_bytes(cols).unwrap();
     let (from, to) = (1, 3);
     let mut slice: Vec<u32> = words_of(&all.panels[from * bytes..to * bytes]);
-    slice.extend(&all.starts[from..=to]);
-    slice.extend(&all.patches[all.starts[from] as usize..all.starts[to] as usize]);
+    slice.extend(&all.index.starts[from..=to]);
+    slice.extend(&all.index.patches[all.index.starts[from] as usize..all.index.starts[to] as usize]);
     let part = Matrix::packed(cast_slice(&slice), [32, cols]).unwrap();
     part.check_packed(0..2).unwrap();
     let mut out = vec![0_u16; cols * PANEL];
@@ -192,5 +192,39 @@ fn damage_is_found_and_named() {
     let (mut out, panel) = (vec![0_u16; cols * PANEL], 1);
     for isa in Isa::available() {
         endless.pack_panel_with(isa, panel, cast_slice_mut(&mut out));
+    }
+}
+
+#[test]
+fn every_number_that_is_none_is_found_at_its_place_in_packed_panels() {
+    let [rows, cols] = [48, 520];
+    let panel_bytes = panel_bytes(cols).unwrap();
+    let mut panels: Vec<u16> = weights(rows * cols, u64::MAX, 4);
+    let find = |panels: &[u16]| {
+        let words = pack(panels, [rows, cols]);
+        let (bytes, tail) = cast_slice::<u32, u8>(&words).split_at(3 * panel_bytes);
+        let index = Index::new(tail, 3).unwrap();
+        // Some panels at a time find what all of them would.
+        let found = (0..3).find_map(|p| index.first_non_finite(p, cols, &bytes[p * panel_bytes..][..panel_bytes]));
+        assert_eq!(found.map(|(at, _)| at), index.first_non_finite(0, cols, bytes).map(|(at, _)| at));
+        found
+    };
+    assert!(find(&panels).is_none());
+    // The largest finite numbers share their upper bits with the infinite ones.
+    panels[..64].fill(0x7f7f);
+    assert!(find(&panels).is_none());
+    for (row, col) in [(0, 0), (5, 1), (15, 257), (16, 519), (47, 518)] {
+        for bits in [0x7f80, 0xff80, 0x7fc1, 0xffff] {
+            let mut damaged = panels.clone();
+            damaged[row / 16 * 16 * cols + col / 2 * 32 + row % 16 * 2 + col % 2] = bits;
+            let (at, value) = find(&damaged).unwrap();
+            assert_eq!(at, [row, col]);
+            assert_eq!(value.to_bits(), u32::from(bits) << 16);
+        }
+        // A whole block of them needs no patches.
+        let mut damaged = panels.clone();
+        let block = (row / 16 * 16 * cols + col / 2 * 32) / 64 * 64;
+        damaged[block..block + 64].fill(0x7f80);
+        assert_eq!(find(&damaged).unwrap().0, [row / 16 * 16, block % (16 * cols) / 32 * 2]);
     }
 }

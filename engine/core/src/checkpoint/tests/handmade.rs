@@ -28,6 +28,8 @@ fn kind(error: &CheckpointError) -> &'static str {
         CheckpointError::WrongType { .. } => "WrongType",
         CheckpointError::Scale { .. } => "Scale",
         CheckpointError::Threads { .. } => "Threads",
+        CheckpointError::Panels { .. } => "Panels",
+        CheckpointError::TwoSources { .. } => "TwoSources",
     }
 }
 

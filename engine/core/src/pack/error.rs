@@ -1,0 +1,51 @@
+//! Why a folder was not packed.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::checkpoint::CheckpointError;
+
+/// Why packing was refused or ended. Shards that are finished stay, and the same command goes on behind them.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say what the fields are")]
+pub enum PackError {
+    #[error(transparent)]
+    Source(#[from] CheckpointError),
+    #[error("{} was written by `nightmonk pack` already; give the published folder", folder.display())]
+    AlreadyPacked { folder: PathBuf },
+    #[error("{} is the model itself; give another folder to write", folder.display())]
+    SameFolder { folder: PathBuf },
+    #[error("{} holds `{other}`, which does not belong to a packed model; choose another folder, or empty it", folder.display())]
+    NotEmpty { folder: PathBuf, other: String },
+    #[error(
+        "{} was begun from another model, or with other options; remove it, choose another folder, or give the model and the options that it was begun with",
+        folder.display()
+    )]
+    OtherSource { folder: PathBuf },
+    #[error("another `nightmonk pack` is writing {} at this moment", folder.display())]
+    Busy { folder: PathBuf },
+    #[error(
+        "{}: at least {needed} bytes more are needed, but {} are free; make room and start again: finished shards are kept",
+        folder.display(),
+        available.map_or("fewer".to_owned(), |bytes| bytes.to_string())
+    )]
+    NoSpace { folder: PathBuf, needed: u64, available: Option<u64> },
+    #[error(
+        "{}: tensor `{tensor}` was read back and is not what was written; disk or memory of this machine is faulty",
+        shard.display()
+    )]
+    Differs { shard: PathBuf, tensor: String },
+    #[error("tensor `{tensor}` has {bytes} bytes in panels, more than this format can describe")]
+    TooLarge { tensor: String, bytes: u64 },
+    #[error("cannot start {threads} threads: {why}")]
+    Threads { threads: usize, why: String },
+    #[error("{}: {doing}: {error}", path.display())]
+    Io { doing: &'static str, path: PathBuf, error: io::Error },
+}
+
+impl PackError {
+    /// Gives an error of the operating system its place; for use with `map_err`.
+    pub(super) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |error| Self::Io { doing, path: path.to_owned(), error }
+    }
+}

@@ -73,9 +73,11 @@ impl<L: Lanes> Compute for ReadAll<'_, L> {
 
     #[inline(always)]
     fn compute(self) -> u64 {
+        // Two streams, as many as a tile of panels has.
         let (blocks, rest) = self.bytes.as_chunks::<256>();
+        let (first, second) = blocks.split_at(blocks.len() / 2);
         let mut sums = [0_u64; 32];
-        for block in blocks {
+        let mut add = |block: &[u8; 256]| {
             for line in 0..4 {
                 self.lanes.prefetch(block, PREFETCH_BYTES + line * 64);
             }
@@ -83,7 +85,12 @@ impl<L: Lanes> Compute for ReadAll<'_, L> {
             for (sum, word) in sums.iter_mut().zip(words) {
                 *sum = sum.wrapping_add(u64::from_le_bytes(*word));
             }
+        };
+        for (first, second) in first.iter().zip(second) {
+            add(first);
+            add(second);
         }
+        second[first.len()..].iter().for_each(add);
         let mut sum = 0_u64;
         for word in sums {
             sum = sum.wrapping_add(word);

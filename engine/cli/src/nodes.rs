@@ -122,7 +122,7 @@ fn placement_lines(regions: &[NodePages]) -> Vec<String> {
     nodes.sort_unstable();
     nodes.dedup();
     // Rounded down: only all of them are 100 %.
-    let tenths = if all == 0 { 1000 } else { there * 1000 / all };
+    let tenths = (there * 1000).checked_div(all).unwrap_or(1000);
     let line = format!("placed {}.{} % on {} nodes", tenths / 10, tenths % 10, nodes.len());
     [vec![line], warnings].concat()
 }

@@ -19,7 +19,7 @@ use std::ops::Range;
 
 use bytemuck::{Pod, cast_slice};
 
-use crate::arch::step::{self, Gather, Step, Tile};
+use crate::arch::step::{self, Gather, PREFETCH_BYTES, Step, Tile};
 use crate::isa::with_lanes;
 use crate::{Dtype, Isa};
 
@@ -224,7 +224,9 @@ fn tile<T: Step, const P: usize, const S: usize>(
     for (p, w) in w.iter_mut().enumerate() {
         *w = &raw[p * steps..][..steps];
     }
-    let tile = step.vectorize(Tile { step, w, x: streams_of::<T::X, S>(x, select_now) });
+    // Many streams wait for arithmetic.
+    let ahead = if const { S * 2 <= T::STREAMS } { PREFETCH_BYTES } else { 0 };
+    let tile = step.vectorize(Tile { step, w, x: streams_of::<T::X, S>(x, select_now), ahead });
     write_tile(&tile, x.form().terms(), sums, selected, done);
 }
 

@@ -171,6 +171,8 @@ pub(crate) struct Tile<'a, T: Step, const P: usize, const S: usize> {
     pub(crate) step: T,
     pub(crate) w: [&'a [T::Raw]; P],
     pub(crate) x: [&'a [T::X]; S],
+    /// How far behind the weights in use lie those to be asked for, in bytes; none are if it is 0.
+    pub(crate) ahead: usize,
 }
 
 impl<T: Step, const P: usize, const S: usize> Compute for Tile<'_, T, P, S> {
@@ -178,7 +180,14 @@ impl<T: Step, const P: usize, const S: usize> Compute for Tile<'_, T, P, S> {
 
     #[inline(always)]
     fn compute(self) -> Self::Output {
-        let Self { step, mut w, mut x } = self;
+        if self.ahead == 0 { self.sums::<false>() } else { self.sums::<true>() }
+    }
+}
+
+impl<T: Step, const P: usize, const S: usize> Tile<'_, T, P, S> {
+    #[inline(always)]
+    fn sums<const AHEAD: bool>(self) -> [[[f32; 16]; P]; S] {
+        let Self { step, mut w, mut x, ahead } = self;
         // One length for all slices, so that the loop needs no checks.
         let steps = w[0].len();
         for w in &mut w {
@@ -189,9 +198,9 @@ impl<T: Step, const P: usize, const S: usize> Compute for Tile<'_, T, P, S> {
         }
         let mut sums = [[step.zero(); P]; S];
         for k in 0..steps {
-            if const { S * 2 <= T::STREAMS } {
+            if AHEAD {
                 for w in w {
-                    step.prefetch(&w[k], PREFETCH_BYTES);
+                    step.prefetch(&w[k], ahead);
                 }
             }
             let mut weights = [step.weights(&w[0][k]); P];

@@ -117,6 +117,19 @@ impl Run<'_> {
         }
     }
 
+    /// Where what is read after the keys (`half` 0) or the values (1) of `block` begins, counted from where these begin:
+    /// the next block's, or after the last keys the first values. Blocks lie apart, so that the machine's own prefetching
+    /// ends with each. 0 if nothing follows.
+    fn next_of(&self, block: usize, half: usize) -> usize {
+        let half_of = |block: &[u8], half: usize| block.as_ptr().addr() + half * block.len() / 2;
+        let next = match (self.blocks.get(block + 1), half) {
+            (Some(next), half) => half_of(next, half),
+            (None, 0) => half_of(self.blocks[0], 1),
+            (None, _) => return 0,
+        };
+        next.wrapping_sub(half_of(self.blocks[block], half))
+    }
+
     /// Positions of `block` that a row sees, counted from the start of the block.
     fn seen(&self, block: usize, row: usize) -> Range<usize> {
         let start = block * KV_BLOCK;
@@ -147,6 +160,7 @@ impl Run<'_> {
         let head_dim = self.head_dim;
         let keys: &[T::Raw] = &cast_slice(self.blocks[block])[..KV_BLOCK / PANEL * head_dim];
         let x: [&[f32]; S] = array::from_fn(|s| &query[(first + s) * head_dim..][..head_dim]);
+        let ahead = if first == 0 { self.next_of(block, 0) } else { 0 };
         for (i, keys) in keys.chunks_exact(P * head_dim).enumerate() {
             let positions = i * P * PANEL..(i + 1) * P * PANEL;
             let some_row_sees = (first..first + S).any(|row| {
@@ -157,7 +171,7 @@ impl Run<'_> {
                 continue;
             }
             let w = array::from_fn(|p| &keys[p * head_dim..][..head_dim]);
-            let tile = step.vectorize(Tile::<T, P, S> { step, w, x });
+            let tile = step.vectorize(Tile::<T, P, S> { step, w, x, ahead });
             for (scores, sums) in self.scores[first..].iter_mut().zip(tile) {
                 let scores = &mut scores[block * KV_BLOCK..][positions.clone()];
                 for (score, sum) in scores.iter_mut().zip(sums.as_flattened()) {
@@ -212,7 +226,8 @@ impl Run<'_> {
         let weights = array::from_fn(|s| &self.scores[first + s][from..][..positions.len()]);
         let mut parts = parts.chunks_exact_mut(head_dim + 2);
         let out = array::from_fn(|_| parts.next().map_or(&mut [][..], |part| &mut part[2..]));
-        step.vectorize(WeightedValues::<T, S> { step, head_dim, values, weights, out });
+        let ahead = if first == 0 { self.next_of(block, 1) } else { 0 };
+        step.vectorize(WeightedValues::<T, S> { step, head_dim, values, weights, out, ahead });
     }
 }
 
@@ -273,6 +288,8 @@ struct WeightedValues<'a, T: Single, const S: usize> {
     values: &'a [T::Element],
     weights: [&'a [f32]; S],
     out: [&'a mut [f32]; S],
+    /// As that of a [`Tile`].
+    ahead: usize,
 }
 
 impl<T: Single, const S: usize> Compute for WeightedValues<'_, T, S> {
@@ -314,7 +331,7 @@ impl<T: Single, const S: usize> WeightedValues<'_, T, S> {
     /// `P` times 16 columns, from `d` on.
     #[inline(always)]
     fn columns<const P: usize>(&mut self, d: usize) {
-        let Self { step, head_dim, values, weights, out } = self;
+        let Self { step, head_dim, values, weights, out, ahead } = self;
         let positions = weights[0].len();
         for weights in &mut *weights {
             *weights = &weights[..positions];
@@ -328,6 +345,11 @@ impl<T: Single, const S: usize> WeightedValues<'_, T, S> {
         }
         for (j, value) in values.chunks_exact(*head_dim).enumerate().take(positions) {
             let (chunks, _) = value[d..][..P * 16].as_chunks::<16>();
+            if *ahead != 0 {
+                for chunk in chunks {
+                    step.prefetch(chunk, *ahead);
+                }
+            }
             let mut v = [step.weights(&chunks[0]); P];
             for p in 1..P {
                 v[p] = step.weights(&chunks[p]);

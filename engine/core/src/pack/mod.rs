@@ -15,9 +15,6 @@ mod folder;
 mod layout;
 mod shard;
 
-#[cfg(test)]
-mod tests;
-
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};

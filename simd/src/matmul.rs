@@ -224,8 +224,13 @@ fn tile<T: Step, const P: usize, const S: usize>(
     for (p, w) in w.iter_mut().enumerate() {
         *w = &raw[p * steps..][..steps];
     }
-    // Many streams wait for arithmetic.
-    let ahead = if const { S * 2 <= T::STREAMS } { PREFETCH_BYTES } else { 0 };
+    // Rows of one tile read the panels from memory as they go. Of more rows the first do, and the last ask for the panels
+    // that come next, which then arrive while there is arithmetic to be done.
+    let ahead = match (done, done + select_now.len() == selected) {
+        (0, true) => PREFETCH_BYTES,
+        (_, true) => size_of_val(raw),
+        (_, false) => 0,
+    };
     let tile = step.vectorize(Tile { step, w, x: streams_of::<T::X, S>(x, select_now), ahead });
     write_tile(&tile, x.form().terms(), sums, selected, done);
 }

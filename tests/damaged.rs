@@ -14,17 +14,17 @@ use crate::models::FAMILIES;
 use crate::tiny_model::tiny_model;
 
 /// The program, with two threads: tests run side by side.
-fn program(arguments: &[&str]) -> Command {
+pub(crate) fn program(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nightmonk"));
     command.args(arguments).env("NIGHTMONK_THREADS", "2");
     command
 }
 
-fn run(arguments: &[&str]) -> Output {
+pub(crate) fn run(arguments: &[&str]) -> Output {
     program(arguments).output().unwrap()
 }
 
-fn text(path: &Path) -> &str {
+pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 

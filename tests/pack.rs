@@ -6,7 +6,6 @@ mod interrupted;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
 
 use engine_core::checkpoint::{Checkpoint, Layout};
 use engine_core::model::{Load, Model, ModelOptions};
@@ -15,6 +14,7 @@ use safetensors::tensor::TensorView;
 use simd::matmul::Activations;
 use simd::{Dtype, Isa};
 
+use crate::damaged::{program, run, text};
 use crate::models::{FAMILIES, Reference, golden, load, options};
 use crate::same_bits::evaluate;
 
@@ -33,20 +33,6 @@ fn pack(source: &Path, target: &Path, plain: bool) -> Result<PackReport, PackErr
 fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
     entries.map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap())).collect()
-}
-
-fn program(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_nightmonk"));
-    command.args(arguments).env("NIGHTMONK_THREADS", "2");
-    command
-}
-
-fn run(arguments: &[&str]) -> Output {
-    program(arguments).output().unwrap()
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
 }
 
 #[test]

@@ -62,7 +62,7 @@ fn product(c: &mut Criterion, isa: Isa, name: &str, w: &Matrix, bytes: usize, ac
         let mut x = Rows::with_capacity(count, w.cols());
         x.prepare(isa, w.dtype(), activations, &random(count * w.cols(), 1), w.cols());
         let select: Vec<u32> = (0..count as u32).collect();
-        let mut scratch = PanelScratch::with_capacity(w.dtype(), w.cols()).expect("a tile fits in memory");
+        let mut scratch = PanelScratch::with_capacity(Some(w.dtype()), w.cols()).expect("a tile fits in memory");
         let mut sums = vec![[0.0; PANEL]; w.panel_count() * count];
         measure(c, name, count, [w.rows(), w.cols()], bytes, || {
             multiply(isa, w, 0..w.panel_count(), &x, &select, &mut scratch, &mut sums);

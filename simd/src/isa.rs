@@ -6,7 +6,7 @@ use std::fmt;
 
 use crate::arch::Compute;
 #[cfg(target_arch = "x86_64")]
-use crate::arch::x86_64::{Avx2, Avx512, Avx512f};
+use crate::arch::x86_64::{Amx, Avx2, Avx512, Avx512f};
 
 /// An instruction set that this CPU has: a value of this type is the proof.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -22,13 +22,16 @@ pub enum Isa {
     /// AVX-512 as above, with BF16 dot products.
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
+    /// All that, and tiles of BF16 (AMX).
+    #[cfg(target_arch = "x86_64")]
+    Amx(Amx),
 }
 
 /// Why [`Isa::by_name`] gave nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IsaError {
     /// No ISA has this name.
-    #[error("unknown ISA `{0}`: known are scalar, avx2, avx512f and avx512")]
+    #[error("unknown ISA `{0}`: known are scalar, avx2, avx512f, avx512 and amx")]
     Unknown(String),
     /// The name is right, the CPU is not.
     #[error("this CPU cannot run ISA `{name}`: the best that it has is `{best}`")]
@@ -40,7 +43,7 @@ pub enum IsaError {
     },
 }
 
-const NAMES: [&str; 4] = ["scalar", "avx2", "avx512f", "avx512"];
+const NAMES: [&str; 5] = ["scalar", "avx2", "avx512f", "avx512", "amx"];
 
 impl Isa {
     /// The best ISA of this CPU.
@@ -51,14 +54,18 @@ impl Isa {
     /// Every ISA of this CPU, lowest first; the first is always [`Isa::Scalar`].
     pub fn available() -> impl Iterator<Item = Self> {
         #[cfg(target_arch = "x86_64")]
-        let detected =
-            [Avx2::detect().map(Self::Avx2), Avx512f::detect().map(Self::Avx512f), Avx512::detect().map(Self::Avx512)];
+        let detected = [
+            Avx2::detect().map(Self::Avx2),
+            Avx512f::detect().map(Self::Avx512f),
+            Avx512::detect().map(Self::Avx512),
+            Amx::detect().map(Self::Amx),
+        ];
         #[cfg(not(target_arch = "x86_64"))]
         let detected: [Option<Self>; 0] = [];
         std::iter::once(Self::Scalar).chain(detected.into_iter().flatten())
     }
 
-    /// The ISA with exactly this name: `scalar`, `avx2`, `avx512f` or `avx512`.
+    /// The ISA with exactly this name: `scalar`, `avx2`, `avx512f`, `avx512` or `amx`.
     ///
     /// # Errors
     /// The name is unknown, or this CPU lacks the ISA.
@@ -81,6 +88,8 @@ impl Isa {
             Self::Avx512f(_) => "avx512f",
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(_) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx(_) => "amx",
         }
     }
 
@@ -88,7 +97,16 @@ impl Isa {
     pub(crate) fn multiplies_bf16(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(_) => true,
+            Self::Avx512(_) | Self::Amx(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether it does so many rows at a time.
+    pub(crate) fn has_tiles(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx(_) => true,
             _ => false,
         }
     }
@@ -114,6 +132,11 @@ macro_rules! with_lanes {
             #[cfg(target_arch = "x86_64")]
             $crate::Isa::Avx512(token) => {
                 let $lanes = token.avx512f();
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            $crate::Isa::Amx(token) => {
+                let $lanes = token.avx512().avx512f();
                 $body
             }
         }

@@ -25,7 +25,7 @@ pub mod oracle;
 mod top_k;
 
 #[cfg(target_arch = "x86_64")]
-pub use arch::x86_64::{Avx2, Avx512, Avx512f};
+pub use arch::x86_64::{Amx, Avx2, Avx512, Avx512f};
 pub use dtype::Dtype;
 pub use isa::{Isa, IsaError};
 pub use top_k::top_k;

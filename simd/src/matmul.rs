@@ -14,6 +14,8 @@ pub mod packed;
 mod peak;
 mod row_major;
 mod rows;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 use std::ops::Range;
 
@@ -35,6 +37,8 @@ pub use rows::{Activations, ActivationsError, RowForm, Rows};
 
 /// No ISA's tile has more panels than this.
 const PANELS_MAX: usize = 3;
+/// Streams that are laid side by side, on ISAs that read tiles of them: half a MiB of 2,048 columns.
+const STREAMS_MAX: usize = 128;
 
 /// `sums[panel][i][lane]` = row `panel * PANEL + lane` of `w` times row `select[i]` of `x`.
 ///
@@ -67,6 +71,8 @@ pub fn multiply(
             Layout::RowMajor if call.can_turn::<Avx512>() => call.run_rows(token),
             _ => call.run(token),
         },
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Amx(token), Dtype::Bf16) => call.run_tiles(token),
         (_, Dtype::Bf16) => with_lanes!(isa, lanes => call.run(step::Bf16Pairs(lanes))),
         (_, Dtype::F16) => with_lanes!(isa, lanes => call.run(step::F16(lanes))),
         (_, Dtype::F32) => with_lanes!(isa, lanes => call.run(step::F32(lanes))),
@@ -89,13 +95,9 @@ impl Call<'_> {
         self.select.len() * self.x.form().terms()
     }
 
-    /// Whether the matrix is whole panels of whole lines, and the streams one tile.
+    /// Whether its lines can be turned in registers, and the streams are one tile.
     fn can_turn<T: Gather>(&self) -> bool {
-        let row_bytes = self.w.cols() * self.w.dtype().size();
-        self.streams() <= T::STREAMS
-            && row_bytes.is_multiple_of(64)
-            && self.w.rows().is_multiple_of(PANEL)
-            && self.w.is_all_rows()
+        self.streams() <= T::STREAMS && self.w.is_whole_lines()
     }
 
     /// One tile of streams times row-major weights: they are turned once, in registers. With more streams they would be

@@ -4,9 +4,10 @@
 
 use std::ops::Range;
 
-use super::PANELS_MAX;
 use super::mxfp4::{self, MXFP4_BLOCK};
 use super::packed::{Packed, PackedError};
+use super::rows::words_of_stream;
+use super::{PANELS_MAX, STREAMS_MAX};
 use crate::arch::{Compute, Lanes};
 use crate::isa::with_lanes;
 use crate::{Dtype, Isa};
@@ -191,9 +192,18 @@ impl<'a> Matrix<'a> {
         self.bytes
     }
 
-    /// Whether its rows lie one behind the other.
-    pub(super) fn is_all_rows(&self) -> bool {
+    /// Whether 16 rows of it, stored one behind the other, are always a panel, and whole cache lines.
+    pub(super) fn is_whole_lines(&self) -> bool {
+        let row_bytes = self.cols * self.dtype.size();
         (self.first_row, self.row_step) == (0, 1)
+            && row_bytes.is_multiple_of(LINE_BYTES)
+            && self.rows.is_multiple_of(PANEL)
+    }
+
+    /// Whether kernels read it as it lies.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // asked for by tiles
+    pub(super) fn is_plain_panels(&self) -> bool {
+        matches!(self.layout, Layout::Panels)
     }
 
     pub(super) fn layout(&self) -> Layout<'a> {
@@ -343,32 +353,51 @@ const fn padded_cols(dtype: Dtype, cols: usize) -> Option<usize> {
     cols.checked_next_multiple_of(cols_per_step(dtype))
 }
 
-/// Room for one tile of a row-major matrix in panels.
-#[derive(Debug, Default)]
+/// Room for what a product lays out anew: panels of a tile where the matrix is not in plain ones, and on ISAs with tiles
+/// of activations the selected rows of one, side by side.
+#[derive(Debug)]
 pub struct PanelScratch {
     bytes: Vec<u8>,
     skip: usize,
-    capacity: usize,
+    panels: usize,
+    streams: usize,
 }
 
 impl PanelScratch {
-    /// Enough for every row-major matrix of this dtype with up to `cols` columns, and for BF16 every one of MXFP4.
-    /// `None` if that is more than an address can say. Matrices in panels of their dtype need none:
-    /// [`PanelScratch::default`] will do.
-    pub fn with_capacity(dtype: Dtype, cols: usize) -> Option<Self> {
-        let capacity = Self::bytes_for(dtype, cols)?.checked_sub(LINE_BYTES)?;
-        let bytes = vec![0; capacity + LINE_BYTES];
+    /// Enough for every matrix with up to `cols` columns whose panels are plain ones, or whose dtype is `laid_out` or
+    /// smaller; MXFP4 counts as BF16. `None` if that is more than an address can say.
+    pub fn with_capacity(laid_out: Option<Dtype>, cols: usize) -> Option<Self> {
+        let [panels, streams] = Self::parts(laid_out, cols)?;
+        let bytes = vec![0; Self::bytes_for(laid_out, cols)?];
         let skip = bytes.as_ptr().align_offset(LINE_BYTES).min(LINE_BYTES);
-        Some(Self { bytes, skip, capacity })
+        Some(Self { bytes, skip, panels, streams })
     }
 
     /// Bytes that [`PanelScratch::with_capacity`] takes; `None` if that is more than an address can say.
-    pub fn bytes_for(dtype: Dtype, cols: usize) -> Option<usize> {
-        Matrix::one_panel_bytes(dtype, cols)?.checked_mul(PANELS_MAX)?.checked_add(LINE_BYTES)
+    pub fn bytes_for(laid_out: Option<Dtype>, cols: usize) -> Option<usize> {
+        let [panels, streams] = Self::parts(laid_out, cols)?;
+        panels.checked_add(streams)?.checked_add(LINE_BYTES)
+    }
+
+    fn parts(laid_out: Option<Dtype>, cols: usize) -> Option<[usize; 2]> {
+        let panels = match laid_out {
+            Some(dtype) => Matrix::one_panel_bytes(dtype, cols)?.checked_mul(PANELS_MAX)?.next_multiple_of(LINE_BYTES),
+            None => 0,
+        };
+        let stream = words_of_stream(cols.div_ceil(2)).checked_mul(size_of::<u32>())?;
+        Some([panels, stream.checked_mul(STREAMS_MAX)?])
+    }
+
+    /// Room for panels of `panels` bytes, and for streams of `streams` words.
+    pub(super) fn parts_mut(&mut self, panels: usize, streams: usize) -> (&mut [u8], &mut [u32]) {
+        assert!(panels <= self.panels, "a tile of {panels} bytes in scratch for {}", self.panels);
+        let streams = size_of::<u32>() * streams;
+        assert!(streams <= self.streams, "streams of {streams} bytes in scratch for {}", self.streams);
+        let (of_panels, of_streams) = self.bytes[self.skip..].split_at_mut(self.panels);
+        (&mut of_panels[..panels], bytemuck::cast_slice_mut(&mut of_streams[..streams]))
     }
 
     pub(super) fn bytes_mut(&mut self, len: usize) -> &mut [u8] {
-        assert!(len <= self.capacity, "a tile of {len} bytes in scratch for {}", self.capacity);
-        &mut self.bytes[self.skip..][..len]
+        self.parts_mut(len, 0).0
     }
 }

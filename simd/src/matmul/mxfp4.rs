@@ -23,6 +23,7 @@ use super::rows::Rows;
 use super::{Call, streams_of, write_tile};
 use crate::Isa;
 use crate::arch::mxfp4::{BLOCK_LINES, BLOCK_STEPS, GROUP_BLOCKS, GROUP_LINES, Line, Mxfp4Step, Mxfp4Tile};
+use crate::arch::step::{Gather, PREFETCH_BYTES};
 use crate::arch::{Compute, Lanes};
 use crate::isa::with_lanes;
 
@@ -253,6 +254,61 @@ fn rows<T: Mxfp4Step, const P: usize>(step: T, panels: &[u8], x: &Rows, select: 
         };
     }
     tile!(1 2 3 4 5 6 7 8);
+}
+
+/// Groups of a panel that are still to be laid into lines of BF16.
+#[cfg(target_arch = "x86_64")]
+pub(super) struct BlocksToLay<'a>(&'a [Line]);
+
+#[cfg(target_arch = "x86_64")]
+impl<'a> BlocksToLay<'a> {
+    pub(super) fn new(panel: &'a [u8]) -> Self {
+        Self(panel.as_chunks().0)
+    }
+}
+
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+struct LayGroups<'a, T> {
+    step: T,
+    groups: &'a [Line],
+    out: &'a mut [[[u16; 2 * PANEL]; BLOCK_STEPS]],
+}
+
+impl<T: Mxfp4Step + Gather> Compute for LayGroups<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn compute(self) {
+        let Self { step, groups, out } = self;
+        for (group, out) in groups.chunks(GROUP_LINES).zip(out.chunks_mut(GROUP_BLOCKS)) {
+            let Some((scales_of_group, lines)) = group.split_first() else { continue };
+            step.prefetch(scales_of_group, PREFETCH_BYTES);
+            for ((block, lines), out) in lines.as_chunks::<BLOCK_LINES>().0.iter().enumerate().zip(out) {
+                let scales = step.scales(scales_of_group, block);
+                for (line, out) in lines.iter().zip(out.chunks_exact_mut(BLOCK_STEPS / BLOCK_LINES)) {
+                    step.prefetch(line, PREFETCH_BYTES);
+                    let mut nibbles = step.nibbles(line);
+                    for out in out {
+                        *out = step.line(step.expand(nibbles, scales));
+                        nibbles = step.next(nibbles);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl super::tiles::Lay for BlocksToLay<'_> {
+    fn lay(&mut self, avx512: crate::Avx512, out: &mut [[u16; 2 * PANEL]; super::tiles::PIECE]) -> usize {
+        use crate::arch::step::Step as _;
+
+        let blocks = super::tiles::PIECE / BLOCK_STEPS;
+        let (groups, later) = self.0.split_at(self.0.len().min(blocks / GROUP_BLOCKS * GROUP_LINES));
+        self.0 = later;
+        avx512.vectorize(LayGroups { step: avx512, groups, out: cast_slice_mut(out) });
+        (groups.len() - groups.len().div_ceil(GROUP_LINES)) / BLOCK_LINES * BLOCK_STEPS
+    }
 }
 
 #[cfg(test)]

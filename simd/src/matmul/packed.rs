@@ -343,34 +343,67 @@ impl PackedPanel<'_> {
         let out: &mut [[[u16; 32]; 4]] = cast_slice_mut(out);
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(token) => token.vectorize(Expand { gather: token, panel: self, out }),
+            Isa::Avx512(token) => self.expand_in_registers(token, out),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx(token) => self.expand_in_registers(token.avx512(), out),
             _ => isa.compute(ExpandPortably { panel: self, out }),
+        }
+    }
+
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // no other ISA unpacks in registers
+    fn expand_in_registers<T: Gather>(self, gather: T, out: &mut [[[u16; 32]; 4]]) {
+        let mut spans = PackedSpans(self);
+        for out in out.chunks_mut(SPAN_COLS / GROUP_COLS) {
+            gather.vectorize(LaySpan { gather, spans: &mut spans, out });
         }
     }
 }
 
-struct Expand<'a, T> {
-    gather: T,
-    panel: PackedPanel<'a>,
-    out: &'a mut [[[u16; 32]; 4]],
+/// The spans of a panel that are still to be laid into plain lines.
+pub(super) struct PackedSpans<'a>(PackedPanel<'a>);
+
+impl<'a> PackedSpans<'a> {
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // asked for by tiles
+    pub(super) fn new(panel: PackedPanel<'a>) -> Self {
+        Self(panel)
+    }
 }
 
-impl<T: Gather> Compute for Expand<'_, T> {
-    type Output = ();
+/// Lays one span.
+struct LaySpan<'s, 'a, T> {
+    gather: T,
+    spans: &'s mut PackedSpans<'a>,
+    out: &'s mut [[[u16; 32]; 4]],
+}
+
+impl<T: Gather> Compute for LaySpan<'_, '_, T> {
+    /// Groups.
+    type Output = usize;
 
     #[inline(always)]
-    fn compute(self) {
-        let Self { gather, panel, out } = self;
-        let mut patches = panel.patches;
-        let mut out = out.iter_mut();
-        for (bases, groups) in spans(panel.bytes) {
-            for ((bases, group), out) in bases.as_chunks().0.iter().zip(groups).zip(&mut out) {
-                *out = gather.unpack(group, bases).map(|line| gather.line(line));
-                if (bases[0] | bases[1]) & HAS_PATCHES != 0 {
-                    patches = patch(*bases, patches, out);
-                }
+    fn compute(self) -> usize {
+        let Self { gather, spans: PackedSpans(panel), out } = self;
+        let Some((bases, groups)) = spans(panel.bytes).next() else { return 0 };
+        gather.prefetch(bases, PREFETCH_BYTES);
+        for ((bases, group), out) in bases.as_chunks().0.iter().zip(groups).zip(out) {
+            for line in group {
+                gather.prefetch(line, PREFETCH_BYTES);
+            }
+            *out = gather.unpack(group, bases).map(|line| gather.line(line));
+            if (bases[0] | bases[1]) & HAS_PATCHES != 0 {
+                panel.patches = patch(*bases, panel.patches, out);
             }
         }
+        panel.bytes = &panel.bytes[LINE_BYTES + groups.len() * GROUP_BYTES..];
+        groups.len()
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl super::tiles::Lay for PackedSpans<'_> {
+    fn lay(&mut self, avx512: crate::Avx512, out: &mut [[u16; 32]; super::tiles::PIECE]) -> usize {
+        const { assert!(super::tiles::PIECE == SPAN_COLS / 2) };
+        4 * avx512.vectorize(LaySpan { gather: avx512, spans: self, out: cast_slice_mut(out) })
     }
 }
 

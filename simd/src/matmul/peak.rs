@@ -14,6 +14,8 @@ pub fn spin_at_peak(isa: Isa, dtype: Dtype, rounds: usize) -> f64 {
     match (isa, dtype) {
         #[cfg(target_arch = "x86_64")]
         (Isa::Avx512(token), Dtype::Bf16) => spin::<_, 32>(token, rounds),
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Amx(token), Dtype::Bf16) => token.spin(rounds),
         (_, Dtype::Bf16) => with_lanes!(isa, lanes => spin::<_, 32>(step::Bf16Pairs(lanes), rounds)),
         (_, Dtype::F16) => with_lanes!(isa, lanes => spin::<_, 16>(step::F16(lanes), rounds)),
         (_, Dtype::F32) => with_lanes!(isa, lanes => spin::<_, 16>(step::F32(lanes), rounds)),
@@ -65,7 +67,8 @@ mod tests {
     #[test]
     fn every_isa_counts_two_operations_a_product() {
         for isa in Isa::available() {
-            assert_eq!(spin_at_peak(isa, Dtype::Bf16, 10), 10.0 * 12.0 * 64.0);
+            let products = if isa.has_tiles() { 4.0 * 16.0 * 16.0 * 32.0 } else { 12.0 * 32.0 };
+            assert_eq!(spin_at_peak(isa, Dtype::Bf16, 10), 10.0 * products * 2.0);
             assert_eq!(spin_at_peak(isa, Dtype::F32, 10), 10.0 * 12.0 * 32.0);
         }
     }

@@ -8,6 +8,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use bytemuck::{Pod, Zeroable, cast_slice, cast_slice_mut};
+
 use super::Matrix;
 use super::matrix::cols_per_step;
 use crate::arch::Compute;
@@ -58,6 +60,17 @@ enum Kind {
     Rounded(Activations),
     /// `[terms][pairs]` of BF16, the even column in the lower half of a word.
     Pairs(Activations),
+    /// The same, with terms that begin at lines, see [`words_of_stream`].
+    Tiles(Activations),
+}
+
+/// Words of a cache line.
+pub(super) const LINE: usize = 16;
+
+/// Words from one stream of a tile to the next: whole lines, an odd number of them. Then 16 streams, which a tile reads
+/// side by side, lie in as many sets of the first cache.
+pub(super) const fn words_of_stream(pairs: usize) -> usize {
+    if pairs == 0 { 0 } else { (pairs.div_ceil(LINE) | 1) * LINE }
 }
 
 /// How a row is prepared, for rows of one width, one ISA and one weight dtype.
@@ -72,6 +85,7 @@ impl RowForm {
     /// The form in which rows of `cols` activations meet weights of `dtype` on `isa`.
     pub fn new(isa: Isa, dtype: Dtype, activations: Activations, cols: usize) -> Self {
         let kind = match dtype {
+            Dtype::Bf16 if isa.has_tiles() => Kind::Tiles(activations),
             Dtype::Bf16 if isa.multiplies_bf16() => Kind::Pairs(activations),
             Dtype::Bf16 => Kind::Rounded(activations),
             Dtype::F16 | Dtype::F32 => Kind::Exact,
@@ -85,13 +99,14 @@ impl RowForm {
             Kind::Exact => self.cols,
             Kind::Rounded(_) => self.cols.next_multiple_of(cols_per_step(Dtype::Bf16)),
             Kind::Pairs(_) => self.terms() * self.cols.div_ceil(2),
+            Kind::Tiles(_) => self.terms() * words_of_stream(self.cols.div_ceil(2)),
         }
     }
 
     /// Streams that are summed apart.
     pub(super) fn terms(self) -> usize {
         match self.kind {
-            Kind::Pairs(Activations::Bf16x2) => 2,
+            Kind::Pairs(Activations::Bf16x2) | Kind::Tiles(Activations::Bf16x2) => 2,
             _ => 1,
         }
     }
@@ -100,7 +115,7 @@ impl RowForm {
     pub(super) fn suits(self, isa: Isa, w: &Matrix) -> bool {
         let activations = match self.kind {
             Kind::Exact => Activations::default(),
-            Kind::Rounded(activations) | Kind::Pairs(activations) => activations,
+            Kind::Rounded(activations) | Kind::Pairs(activations) | Kind::Tiles(activations) => activations,
         };
         let want = Self::new(isa, w.dtype(), activations, w.cols());
         (self.kind, self.cols) == (want.kind, want.cols)
@@ -141,11 +156,11 @@ impl Compute for Prepare<'_> {
                 }
                 out[x.len()..].fill(0);
             }
-            Kind::Pairs(Activations::Bf16) => pairs(x, |even, odd, i| {
+            Kind::Pairs(Activations::Bf16) | Kind::Tiles(Activations::Bf16) => pairs(x, |even, odd, i| {
                 out[i] = u32::from(bf16_from_f32(even)) | u32::from(bf16_from_f32(odd)) << 16;
             }),
-            Kind::Pairs(Activations::Bf16x2) => {
-                let (hi, lo) = out.split_at_mut(x.len().div_ceil(2));
+            Kind::Pairs(Activations::Bf16x2) | Kind::Tiles(Activations::Bf16x2) => {
+                let (hi, lo) = out.split_at_mut(out.len() / 2);
                 pairs(x, |even, odd, i| {
                     let even = terms(even, Activations::Bf16x2);
                     let odd = terms(odd, Activations::Bf16x2);
@@ -185,21 +200,24 @@ pub(super) fn terms(x: f32, activations: Activations) -> (u16, u16) {
 /// Prepared rows in a buffer that is allocated once.
 #[derive(Debug)]
 pub struct Rows {
-    words: Vec<u32>,
+    lines: Vec<Line>,
     form: RowForm,
     rows: usize,
 }
 
+/// Tiles are read fastest where lines of theirs are lines of the cache.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct Line([u32; LINE]);
+
 impl Rows {
-    /// Room for `rows` rows of up to `cols` columns, or more rows of fewer columns.
+    /// Room for `rows` rows of up to `cols` columns.
     ///
     /// # Panics
     /// If that is more than an address can say.
     pub fn with_capacity(rows: usize, cols: usize) -> Self {
-        let words =
-            cols.checked_next_multiple_of(2).and_then(|cols| cols.checked_mul(rows)).expect("rows fit in memory");
         let form = RowForm::new(Isa::Scalar, Dtype::F32, Activations::default(), cols);
-        Self { words: vec![0; words], form, rows: 0 }
+        Self { lines: vec![Line::zeroed(); Self::lines_for(rows, cols)], form, rows: 0 }
     }
 
     /// Bytes that [`Rows::with_capacity`] takes.
@@ -207,8 +225,13 @@ impl Rows {
     /// # Panics
     /// If that is more than an address can say.
     pub fn bytes_for(rows: usize, cols: usize) -> usize {
-        let words = cols.checked_next_multiple_of(2).and_then(|cols| cols.checked_mul(rows));
-        words.and_then(|words| words.checked_mul(size_of::<u32>())).expect("rows fit in memory")
+        Self::lines_for(rows, cols).checked_mul(size_of::<Line>()).expect("rows fit in memory")
+    }
+
+    /// Two terms for tiles are the longest of all forms.
+    fn lines_for(rows: usize, cols: usize) -> usize {
+        let of_row = 2 * words_of_stream(cols.div_ceil(2)) / LINE;
+        of_row.checked_mul(rows).expect("rows fit in memory")
     }
 
     /// Prepares `x`, `[rows, cols]`, for weights of `dtype` on `isa`; `activations` rules only the products with BF16
@@ -241,10 +264,11 @@ impl Rows {
         cols: usize,
     ) -> (RowForm, &mut [u32]) {
         let form = RowForm::new(isa, dtype, activations, cols);
-        let words = rows.checked_mul(form.words()).filter(|words| *words <= self.words.len());
-        let Some(words) = words else { panic!("{rows} rows of {cols} columns in room for {} words", self.words.len()) };
+        let room: &mut [u32] = cast_slice_mut(&mut self.lines);
+        let words = rows.checked_mul(form.words()).filter(|words| *words <= room.len());
+        let Some(words) = words else { panic!("{rows} rows of {cols} columns in room for {} words", room.len()) };
         (self.form, self.rows) = (form, rows);
-        (form, &mut self.words[..words])
+        (form, &mut room[..words])
     }
 
     /// How the rows are prepared.
@@ -265,6 +289,14 @@ impl Rows {
     pub(super) fn row(&self, row: u32) -> &[u32] {
         let row = row as usize;
         assert!(row < self.rows, "row {row} of {}", self.rows);
-        &self.words[row * self.form.words()..][..self.form.words()]
+        &cast_slice(&self.lines)[row * self.form.words()..][..self.form.words()]
+    }
+
+    /// The words of the prepared rows from `first` on.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // no other ISA has tiles
+    pub(super) fn rows_from(&self, first: u32, count: usize) -> &[u32] {
+        let first = first as usize;
+        assert!(first + count <= self.rows, "rows {first}..{} of {}", first + count, self.rows);
+        &cast_slice(&self.lines)[first * self.form.words()..][..count * self.form.words()]
     }
 }

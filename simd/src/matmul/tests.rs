@@ -67,7 +67,7 @@ impl Weights {
 
 /// `[panel][i][lane]` of a product, with everything allocated to measure.
 fn product(isa: Isa, w: &Matrix, panels: Range<usize>, x: &Rows, select: &[u32]) -> Vec<[f32; PANEL]> {
-    let mut scratch = PanelScratch::with_capacity(w.dtype(), w.cols()).unwrap();
+    let mut scratch = PanelScratch::with_capacity(Some(w.dtype()), w.cols()).unwrap();
     let mut sums = vec![[f32::NAN; PANEL]; panels.len() * select.len()];
     multiply(isa, w, panels, x, select, &mut scratch, &mut sums);
     sums
@@ -214,6 +214,19 @@ fn products_are_summed_in_the_order_of_columns() {
                     };
                     pairs(&hi) + pairs(&lo)
                 }
+                // TDPBF16PS adds up the even and the odd products of 32 columns, then both, then that to the sum.
+                "amx" if dtype == Dtype::Bf16 => {
+                    let blocks = |x: &[f32]| {
+                        zip(w.chunks(32), x.chunks(32)).fold(0.0, |sum: f32, (w, x)| {
+                            let half = |from: usize| {
+                                let both = zip(w, x).skip(from).step_by(2);
+                                both.fold(0.0, |sum, (w, x)| w.mul_add(*x, sum))
+                            };
+                            sum + (half(0) + half(1))
+                        })
+                    };
+                    blocks(&hi) + blocks(&lo)
+                }
                 _ => fused(&together()),
             };
             assert_eq!(
@@ -221,6 +234,33 @@ fn products_are_summed_in_the_order_of_columns() {
                 want.to_bits(),
                 "{isa} {dtype} {activations}, row {row}: {got} instead of {want}"
             );
+        }
+    });
+}
+
+#[test]
+fn bits_are_the_same_alone_and_among_hundreds() {
+    each_kind(|isa, dtype, activations| {
+        let cols = 96;
+        let w = Weights::random(dtype, [16 * 3, cols]);
+        let x = prepared(isa, dtype, activations, &numbers(300 * cols, 2), cols);
+        let in_order: Vec<u32> = (0..300).collect();
+        let shuffled: Vec<u32> = (0..300).map(|i| i * 7 % 300).collect();
+        for select in [in_order, shuffled] {
+            let together = [w.panels(), w.row_major()].map(|w| product(isa, &w, 0..3, &x, &select));
+            for (i, row) in select.iter().enumerate() {
+                let alone = product(isa, &w.panels(), 0..3, &x, &[*row]);
+                for (panel, alone) in alone.iter().enumerate() {
+                    for together in &together {
+                        let got = together[panel * 300 + i];
+                        assert_eq!(
+                            got.map(f32::to_bits),
+                            alone.map(f32::to_bits),
+                            "{isa} {dtype} {activations}, row {row}"
+                        );
+                    }
+                }
+            }
         }
     });
 }
@@ -457,9 +497,9 @@ fn every_isa_sees_the_same_activations() {
             let form = RowForm::new(isa, Dtype::Bf16, activations, 101);
             let mut got = vec![0; form.words()];
             form.prepare(&x, &mut got);
-            if isa.name() == "avx512" {
-                let pairs = 101_usize.div_ceil(2);
-                let half = |k: usize| (got[k / 2 % pairs + k / (2 * pairs) * pairs] >> (k % 2 * 16)) as u16;
+            if isa.multiplies_bf16() {
+                let (pairs, stream) = (101_usize.div_ceil(2), form.words() / form.terms());
+                let half = |k: usize| (got[k / 2 % pairs + k / (2 * pairs) * stream] >> (k % 2 * 16)) as u16;
                 got = (0..2 * pairs)
                     .map(|k| {
                         let lo = if form.terms() == 2 { bf16_to_f32(half(k + 2 * pairs)) } else { 0.0 };

@@ -183,12 +183,8 @@ impl WorkspaceShape {
 
     fn allocate(&self) -> (Vec<Worker>, Buffers) {
         let floats = |count: usize| vec![0.0; count];
-        let panel = || match self.packs {
-            Some(dtype) => {
-                PanelScratch::with_capacity(dtype, self.widest).expect("config.json's limits keep this small")
-            }
-            None => PanelScratch::default(),
-        };
+        let panel =
+            || PanelScratch::with_capacity(self.packs, self.widest).expect("config.json's limits keep this small");
         let worker = || Worker {
             panel: panel(),
             sums: vec![[0.0; PANEL]; self.sums()],
@@ -228,10 +224,7 @@ impl WorkspaceShape {
     /// Bytes of everything that [`Workspace::new`] allocates.
     pub fn bytes(&self) -> usize {
         let Self { max_rows: rows, head_dim, kernel_rows, .. } = *self;
-        let panel = match self.packs {
-            Some(dtype) => PanelScratch::bytes_for(dtype, self.widest).expect("config.json's limits keep this small"),
-            None => 0,
-        };
+        let panel = PanelScratch::bytes_for(self.packs, self.widest).expect("config.json's limits keep this small");
         let worker = panel
             + 2 * self.sums() * size_of::<[f32; PANEL]>()
             + AttendScratch::bytes_for(kernel_rows)
@@ -277,7 +270,7 @@ impl Workspace {
         fn of<T>(buffer: &Vec<T>) -> usize {
             buffer.capacity() * size_of::<T>()
         }
-        let panel = shape.packs.map_or(0, |dtype| PanelScratch::bytes_for(dtype, shape.widest).unwrap());
+        let panel = PanelScratch::bytes_for(shape.packs, shape.widest).unwrap();
         let worker = |worker: &Worker| {
             let Worker { panel: _, sums, up_sums, attend: _, query, part, state, visible, row, probabilities, chosen } =
                 worker;

@@ -79,7 +79,7 @@ fn activations(isa: Isa, activations: Activations, rows: usize, cols: usize) -> 
 
 /// Bits of all panels' products.
 fn product(isa: Isa, w: &Matrix, x: &Rows, select: &[u32]) -> Vec<u32> {
-    let mut scratch = PanelScratch::with_capacity(Dtype::Bf16, w.cols()).unwrap();
+    let mut scratch = PanelScratch::with_capacity(Some(Dtype::Bf16), w.cols()).unwrap();
     let mut sums = vec![[f32::NAN; PANEL]; w.panel_count() * select.len()];
     multiply(isa, w, 0..w.panel_count(), x, select, &mut scratch, &mut sums);
     // What lanes beyond the last row hold is of no use to anybody.

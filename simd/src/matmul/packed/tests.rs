@@ -123,7 +123,7 @@ fn products_have_the_bits_of_plain_panels_for_any_rows_and_panels() {
             for activations in [Activations::Bf16, Activations::Bf16x2] {
                 let mut x_rows = Rows::with_capacity(19, cols);
                 x_rows.prepare(isa, Dtype::Bf16, activations, &x, cols);
-                let mut scratch = PanelScratch::with_capacity(Dtype::Bf16, cols).unwrap();
+                let mut scratch = PanelScratch::with_capacity(Some(Dtype::Bf16), cols).unwrap();
                 for n in 0..=19 {
                     let select: Vec<u32> = (0..n).map(|i| (i * 7 + 3) % 19).collect();
                     for range in [0..5, 1..4, 2..3, 4..5, 3..3] {

@@ -7,6 +7,7 @@
 
 mod build;
 mod llama_cpp;
+mod record;
 mod report;
 
 use std::num::NonZeroUsize;
@@ -15,9 +16,13 @@ use std::path::{Path, PathBuf};
 use engine_core::checkpoint::Checkpoint;
 
 use crate::nightmonk::Nightmonk;
-use crate::{gguf, record, shell};
+use crate::record::{folder_name, folder_of, machine_name, shape_of, today};
+use crate::{gguf, shell};
 use llama_cpp::{Batch, LlamaCpp, Sample};
 use report::{Named, Report};
+
+/// What the names of files with ratios end with, after the date.
+pub(crate) const RECORD: &str = "-versus.csv";
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -66,6 +71,9 @@ pub(crate) struct Arguments {
     /// GGUF file of the same weights; without it one is written to the target folder, and kept
     #[arg(long, value_name = "FILE")]
     gguf: Option<PathBuf>,
+    /// Append the ratios to benches/record, in the folder of this machine's name
+    #[arg(long, value_name = "NAME", value_parser = machine_name)]
+    machine: Option<String>,
     /// Format of standard output
     #[arg(short, long, value_name = "text|json", default_value = "text", value_parser = ["text", "json"])]
     output: String,
@@ -75,6 +83,8 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
+    // Asked first: a wrong machine is no news for the end of an hour.
+    let record = arguments.machine.as_deref().map(folder_of).transpose()?;
     let checkpoint = Checkpoint::open(&arguments.model).map_err(|error| error.to_string())?;
     let nightmonk = Nightmonk::build()?;
     let folder = nightmonk.target()?.join("versus");
@@ -83,7 +93,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
 
     let contenders = contenders(arguments)?;
     let mut report = Report {
-        shape: record::shape_of(&arguments.model)?,
+        shape: shape_of(&arguments.model)?,
         commit: shell::commit()?,
         llama_cpp: llama.build.clone(),
         llama_cpp_flags: words(&arguments.llama_flags),
@@ -113,6 +123,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
         "json" => println!("{}", serde_json::to_string(&report.summary()).map_err(|error| error.to_string())?),
         _ => print!("{}", report.text()),
     }
+    if let Some(folder) = record {
+        let path = folder.join(format!("{}{RECORD}", today()?));
+        record::write(&report, &path)?;
+        eprintln!("{}", path.display());
+    }
     Ok(())
 }
 
@@ -125,17 +140,17 @@ struct Contender {
 /// The model folder first, then what it is compared with besides llama.cpp.
 fn contenders(arguments: &Arguments) -> Result<Vec<Contender>, String> {
     let flags = nightmonk_flags(arguments);
-    let contender = |name: &str, model: &Path, flags: &[String]| Contender {
-        named: Named { name: name.into(), flags: flags.into() },
-        model: model.into(),
+    let contender = |name: &str, model: &Path, flags: &[String]| {
+        let named = Named { name: name.into(), model: folder_name(model)?, flags: flags.into() };
+        Ok::<_, String>(Contender { named, model: model.into() })
     };
-    let mut contenders = vec![contender("Nightmonk", &arguments.model, &flags)];
+    let mut contenders = vec![contender("Nightmonk", &arguments.model, &flags)?];
     if let Some(folder) = &arguments.packed {
         check_packed(folder, &arguments.model)?;
-        contenders.push(contender("packed", folder, &flags));
+        contenders.push(contender("packed", folder, &flags)?);
     }
     for more in &arguments.also {
-        contenders.push(contender(more, &arguments.model, &[&flags[..], &words(more)].concat()));
+        contenders.push(contender(more, &arguments.model, &[&flags[..], &words(more)].concat())?);
     }
     Ok(contenders)
 }
@@ -262,7 +277,7 @@ mod tests {
     }
 
     fn arguments(line: &[&str]) -> Arguments {
-        Line::parse_from(["versus", "-m", "model"].iter().chain(line)).arguments
+        Line::parse_from(["versus", "-m", "."].iter().chain(line)).arguments
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub(super) struct Report {
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Named {
     pub(super) name: String,
+    /// Name of the model folder.
+    pub(super) model: String,
     pub(super) flags: Vec<String>,
 }
 
@@ -272,29 +274,30 @@ impl Line {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::figures::tests::decode;
 
-    fn report(contenders: &[&str]) -> Report {
+    pub(in super::super) fn report(contenders: &[&str]) -> Report {
         let llama_cpp = Build {
             llama_cpp_python: "1.2.3",
             version: "x".into(),
             multiplies_bf16: Some(true),
             folder: Default::default(),
         };
-        let contenders = contenders.iter().map(|name| Named { name: (*name).into(), flags: vec![] }).collect();
+        let contenders =
+            contenders.iter().map(|name| Named { name: (*name).into(), model: "tiny".into(), flags: vec![] }).collect();
         let (shape, commit) = ("tiny".into(), "abc".into());
         Report { shape, commit, llama_cpp, llama_cpp_flags: vec![], contenders, rounds: 3, tests: vec![] }
     }
 
-    fn sample(setting: &str, speed: f64) -> Sample {
+    pub(in super::super) fn sample(setting: &str, speed: f64) -> Sample {
         let test = Test { n_prompt: 0, n_gen: 16, n_depth: 4096, width: 1 };
         Sample { test, setting: setting.into(), speeds: vec![speed] }
     }
 
     /// Figures whose only sample is the speed.
-    fn ours(speed: f64) -> Vec<Figures> {
+    pub(in super::super) fn ours(speed: f64) -> Vec<Figures> {
         vec![Figures { samples: vec![speed], ..decode(4096, 1, speed) }]
     }
 

@@ -32,8 +32,8 @@ pub(crate) struct Arguments {
     /// What `nightmonk pack` made of it, as a contender of its own
     #[arg(long, value_name = "DIR")]
     packed: Option<PathBuf>,
-    /// Flags of `nightmonk bench` that make one more contender, in one argument, added to those after `--`; may be given
-    /// several times, as in `--also '--activations bf16'`
+    /// Flags of `nightmonk bench` that make one more contender, in one argument, added to those after `--` or in place of
+    /// the same ones; may be given several times, as in `--also '--activations bf16'`
     #[arg(long, value_name = "FLAGS", allow_hyphen_values = true)]
     also: Vec<String>,
     /// Lengths of prompts
@@ -83,15 +83,15 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
-    // Asked first: a wrong machine is no news for the end of an hour.
+    // Asked first: a wrong machine or folder is no news for the end of an hour.
     let record = arguments.machine.as_deref().map(folder_of).transpose()?;
+    let contenders = contenders(arguments)?;
     let checkpoint = Checkpoint::open(&arguments.model).map_err(|error| error.to_string())?;
     let nightmonk = Nightmonk::build()?;
     let folder = nightmonk.target()?.join("versus");
     let llama = LlamaCpp::new(build::llama_cpp(&folder)?, weights(arguments, &checkpoint, &folder)?);
     drop(checkpoint);
 
-    let contenders = contenders(arguments)?;
     let mut report = Report {
         shape: shape_of(&arguments.model)?,
         commit: shell::commit()?,
@@ -150,9 +150,23 @@ fn contenders(arguments: &Arguments) -> Result<Vec<Contender>, String> {
         contenders.push(contender("packed", folder, &flags)?);
     }
     for more in &arguments.also {
-        contenders.push(contender(more, &arguments.model, &[&flags[..], &words(more)].concat())?);
+        contenders.push(contender(more, &arguments.model, &with(&flags, &words(more)))?);
     }
     Ok(contenders)
+}
+
+/// `flags` without those, and their values, that `more` gives anew; and `more`.
+fn with(flags: &[String], more: &[String]) -> Vec<String> {
+    let mut kept = Vec::new();
+    let mut dropping = false;
+    for word in flags {
+        // A value follows its flag, and none here begins as a flag does.
+        dropping = if word.starts_with('-') { more.contains(word) } else { dropping };
+        if !dropping {
+            kept.push(word.clone());
+        }
+    }
+    [&kept, more].concat()
 }
 
 /// Whether a folder of panels is of the same model; its numbers may differ, for they change no speed.
@@ -288,13 +302,15 @@ mod tests {
     }
 
     #[test]
-    fn one_more_contender_adds_its_flags_to_those_of_all() {
-        let arguments =
-            arguments(&["-p", "0", "-d", "0,4096", "--also", "--activations bf16", "--", "--load", "mapped"]);
+    fn one_more_contender_adds_its_flags_to_those_of_all_or_replaces_them() {
+        let line = ["-p", "0", "-d", "0,4096", "-t", "2", "--also", "--activations bf16", "--also", "--load resident"];
+        let arguments = arguments(&[&line[..], &["--", "--load", "mapped", "--isa", "avx2"]].concat());
         let contenders = contenders(&arguments).unwrap();
         let flags = contenders.iter().map(|contender| contender.named.flags.join(" ")).collect::<Vec<_>>();
-        let all = "-p 0 -n 64 -d 0,4096 --width 1 -r 1 --load mapped";
-        assert_eq!(flags, [all.to_owned(), format!("{all} --activations bf16")]);
+        let all = "-p 0 -n 64 -d 0,4096 --width 1 -r 1 -t 2";
+        let both = format!("{all} --load mapped --isa avx2");
+        let replaced = format!("{all} --isa avx2 --load resident");
+        assert_eq!(flags, [both.clone(), format!("{both} --activations bf16"), replaced]);
         assert_eq!(contenders[1].named.name, "--activations bf16");
     }
 

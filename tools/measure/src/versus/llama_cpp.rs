@@ -9,6 +9,9 @@ use super::build::Build;
 use super::report::Test;
 use crate::shell;
 
+/// Runs of llama-batched-bench until it has said all.
+const ATTEMPTS: usize = 10;
+
 /// The programs, and the weights that they run on.
 pub(super) struct LlamaCpp {
     pub(super) build: Build,
@@ -33,6 +36,13 @@ pub(super) struct Batch<'a> {
     pub(super) generate: &'a [usize],
     /// How many sequences.
     pub(super) width: &'a [usize],
+}
+
+impl Batch<'_> {
+    fn is_measured(&self, samples: &[Sample]) -> bool {
+        let mut tests = self.generate.iter().flat_map(|n_gen| self.width.iter().map(move |width| (*n_gen, *width)));
+        tests.all(|test| samples.iter().any(|sample| (sample.test.n_gen, sample.test.width) == test))
+    }
 }
 
 /// An element of llama-bench's JSON.
@@ -95,9 +105,17 @@ impl LlamaCpp {
         command.args(["-fa", flash_attention, "-c", &context.to_string(), "-npp", &behind.to_string()]);
         command.args(["-ntg", &super::list(batch.generate), "-npl", &super::list(batch.width)]);
         command.args(["--output-format", "jsonl"]);
-        let lines = shell::output(&mut command)?;
         let setting = format!("-fa {flash_attention} {} -ctk {cache_type}", flags.join(" "));
-        batched(batch.depth, &setting, &lines).map_err(|why| format!("{}: {why}", shell::line(&command)))
+        // It prints by a thread that it does not wait for at its end, so the last lines can be missing.
+        for _ in 0..ATTEMPTS {
+            let lines = shell::output(&mut command)?;
+            let samples =
+                batched(batch.depth, &setting, &lines).map_err(|why| format!("{}: {why}", shell::line(&command)))?;
+            if batch.is_measured(&samples) {
+                return Ok(samples);
+            }
+        }
+        Err(format!("{}: {ATTEMPTS} runs have not printed all of their figures", shell::line(&command)))
     }
 }
 
@@ -154,5 +172,10 @@ mod tests {
         let setting = "-fa off -t 2 -ub 512".to_owned();
         assert_eq!(batched(0, "-fa off -t 2", lines).unwrap(), [Sample { test, setting, speeds: vec![134.5] }]);
         assert!(batched(0, "", "{\"tg\": 8}").is_err());
+
+        let samples = batched(0, "", lines).unwrap();
+        let batch = Batch { depth: 0, generate: &[8], width: &[4] };
+        assert!(batch.is_measured(&samples) && !batch.is_measured(&[]));
+        assert!(!Batch { width: &[4, 32], ..batch }.is_measured(&samples));
     }
 }

@@ -158,10 +158,18 @@ impl Report {
                 rounds.entry(sample.setting.clone()).or_default().push(sample.speeds.clone());
             }
         }
-        match tests.iter().find(|test| llama_cpp.iter().all(|sample| sample.test != **test)) {
-            Some(test) => Err(format!("llama.cpp did not measure {test:?}")),
-            None => Ok(()),
+        if let Some(test) = tests.iter().find(|test| llama_cpp.iter().all(|sample| sample.test != **test)) {
+            return Err(format!("llama.cpp did not measure {test:?}"));
         }
+        // Ratios are of figures with the same number, which has to be that of the round.
+        for Measured { test, nightmonk, llama_cpp } in &self.tests {
+            let rounds = nightmonk.first().map_or(0, Vec::len);
+            let others = nightmonk.iter().map(Vec::len).chain(llama_cpp.values().map(Vec::len));
+            if others.into_iter().any(|other| other != rounds) {
+                return Err(format!("{test:?} was not measured once by all in each round"));
+            }
+        }
+        Ok(())
     }
 
     fn measured(&mut self, test: Test) -> &mut Measured {
@@ -339,5 +347,9 @@ pub(super) mod tests {
         let mut both = report(&["Nightmonk", "packed"]);
         let why = both.add(vec![ours(1.0), vec![]], &[sample("-fa on", 1.0)]).unwrap_err();
         assert!(why.contains("packed") && why.contains("4096"), "{why}");
+        let mut settings = report(&["Nightmonk"]);
+        settings.add(vec![ours(1.0)], &[sample("-fa on", 1.0), sample("-fa off", 1.0)]).unwrap();
+        let why = settings.add(vec![ours(1.0)], &[sample("-fa on", 1.0)]).unwrap_err();
+        assert!(why.contains("in each round"), "{why}");
     }
 }

@@ -30,7 +30,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Measures Nightmonk and llama.cpp in alternating rounds on the same weights
-    Versus(versus::Arguments),
+    Versus(Box<versus::Arguments>),
     /// Runs `nightmonk bench` and appends its figures to benches/record
     Record(record::Arguments),
     /// Draws a record, or what `nightmonk bench -o json` printed, as SVG

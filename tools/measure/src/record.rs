@@ -47,36 +47,51 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
     {
         return Err(format!("`{flag}` after `--` is decided by this command; leave it out"));
     }
-    let folder = shell::checkout()?.join(RECORD).join(&arguments.machine);
-    fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-    describe_machine(&folder.join("lscpu.txt"))?;
+    let folder = folder_of(&arguments.machine)?;
     let shape = match &arguments.shape {
         Some(shape) => shape.clone(),
         None => shape_of(&arguments.model)?,
     };
     let nightmonk = Nightmonk::build()?;
     let commit = shell::commit()?;
-    // The folder's name, since its path is one machine's.
-    let name = arguments.model.canonicalize().map_err(|error| format!("{}: {error}", arguments.model.display()))?;
-    let name = name.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = folder_name(&arguments.model)?;
     let command = ["nightmonk bench -m", &name].into_iter().chain(arguments.bench.iter().map(String::as_str));
     let command = command.collect::<Vec<_>>().join(" ");
     let figures = nightmonk.bench(&arguments.model, &arguments.bench)?;
 
-    let date = shell::output(Command::new("date").args(["-u", "+%F"]))?;
-    let path = folder.join(format!("{}.csv", date.trim_end()));
+    let path = folder.join(format!("{}.csv", today()?));
     let rows = figures.into_iter().map(|figures| Row {
         shape: shape.clone(),
         figures,
         commit: commit.clone(),
         command: command.clone(),
     });
-    append(&path, &rows.collect::<Vec<_>>())?;
+    append(&path, COLUMNS, rows.map(|row| row.fields()))?;
     println!("{}", path.display());
     Ok(())
 }
 
-fn machine_name(name: &str) -> Result<String, String> {
+/// The folder of a machine's records, which has to be this machine.
+pub(crate) fn folder_of(machine: &str) -> Result<PathBuf, String> {
+    let folder = shell::checkout()?.join(RECORD).join(machine);
+    fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    describe_machine(&folder.join("lscpu.txt"))?;
+    Ok(folder)
+}
+
+/// A model folder's name, since its path is one machine's.
+pub(crate) fn folder_name(model: &Path) -> Result<String, String> {
+    let path = model.canonicalize().map_err(|error| format!("{}: {error}", model.display()))?;
+    Ok(path.file_name().unwrap_or_default().to_string_lossy().into_owned())
+}
+
+/// The date (UTC) that a record's file is named by.
+pub(crate) fn today() -> Result<String, String> {
+    shell::output(Command::new("date").args(["-u", "+%F"])).map(|date| date.trim_end().to_owned())
+}
+
+/// A name that can be a folder's everywhere.
+pub(crate) fn machine_name(name: &str) -> Result<String, String> {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     match !name.is_empty() && name.chars().all(fits) {
         true => Ok(name.into()),
@@ -124,8 +139,7 @@ pub(crate) fn shape_of(model: &Path) -> Result<String, String> {
             return Ok(if whole { shape.to_owned() } else { format!("{shape}, {layers} layers") });
         }
     }
-    let name = model.canonicalize().map_err(|error| named(&error))?;
-    Ok(format!("{}, {layers} layers", name.file_name().unwrap_or_default().to_string_lossy()))
+    Ok(format!("{}, {layers} layers", folder_name(model)?))
 }
 
 /// Columns of a record. Files keep this order, so a new column goes to the end.
@@ -183,7 +197,7 @@ impl Row {
 }
 
 /// Six digits, as many as a measurement can mean.
-fn digits(number: f64) -> String {
+pub(crate) fn digits(number: f64) -> String {
     match number.abs() {
         0.0 => "0".into(),
         size if size >= 1e6 => format!("{number:.5e}"),
@@ -191,9 +205,14 @@ fn digits(number: f64) -> String {
     }
 }
 
-fn append(path: &Path, rows: &[Row]) -> Result<(), String> {
+/// Appends lines to a file of these columns, or begins it.
+pub(crate) fn append<const N: usize>(
+    path: &Path,
+    columns: [&str; N],
+    lines: impl IntoIterator<Item = [String; N]>,
+) -> Result<(), String> {
     let named = |error: std::io::Error| format!("{}: {error}", path.display());
-    let header = csv::line(COLUMNS);
+    let header = csv::line(columns);
     let mut text = String::new();
     match fs::read_to_string(path) {
         Ok(there) if there.starts_with(&header) && there.ends_with('\n') => {}
@@ -201,8 +220,8 @@ fn append(path: &Path, rows: &[Row]) -> Result<(), String> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => text += &header,
         Err(error) => return Err(named(error)),
     }
-    for row in rows {
-        text += &csv::line(row.fields().iter().map(String::as_str));
+    for fields in lines {
+        text += &csv::line(fields.iter().map(String::as_str));
     }
     let file = fs::OpenOptions::new().create(true).append(true).open(path);
     file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(named)
@@ -287,11 +306,11 @@ mod tests {
             commit: "0123456789ab".into(),
             command: "nightmonk bench -m slice -d 0,4096".into(),
         };
-        append(&path, &[row(0)]).unwrap();
-        append(&path, &[row(4096), row(8192)]).unwrap();
+        append(&path, COLUMNS, [row(0).fields()]).unwrap();
+        append(&path, COLUMNS, [row(4096).fields(), row(8192).fields()]).unwrap();
         assert_eq!(parse(&fs::read_to_string(&path).unwrap()).unwrap(), [row(0), row(4096), row(8192)]);
         fs::write(&path, "shape,test\n").unwrap();
-        assert!(append(&path, &[row(0)]).unwrap_err().contains("other columns"));
+        assert!(append(&path, COLUMNS, [row(0).fields()]).unwrap_err().contains("other columns"));
     }
 
     #[test]
@@ -301,7 +320,8 @@ mod tests {
         for machine in fs::read_dir(records).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()) {
             assert!(machine.join("lscpu.txt").is_file(), "{}", machine.display());
             for file in fs::read_dir(machine).unwrap().map(|entry| entry.unwrap().path()) {
-                if file.extension().is_some_and(|extension| extension == "csv") {
+                let is_versus = file.to_string_lossy().ends_with(crate::versus::RECORD);
+                if file.extension().is_some_and(|extension| extension == "csv") && !is_versus {
                     let parsed = parse(&fs::read_to_string(&file).unwrap());
                     rows += parsed.unwrap_or_else(|why| panic!("{}: {why}", file.display())).len();
                 }

@@ -1,11 +1,13 @@
 //! Two engines on the same weights, in alternating rounds.
 //!
-//! What neighbours do to the memory moves a speed by a third within minutes, so neither engine is measured in one piece:
-//! each round runs both, every other round in the opposite order, and a ratio is one of figures of the same round.
-//! llama.cpp runs each test with and without flash attention and counts by its best setting.
+//! What neighbours do to the memory moves a speed by a third within minutes, so nothing is measured in one piece: each
+//! round runs all contenders, every other round in the opposite order, and a ratio is one of figures of the same round.
+//! Nightmonk may contend several times, with a packed folder or other flags; llama.cpp runs each test with several
+//! settings and counts by its best.
 
 mod build;
 mod llama_cpp;
+mod record;
 mod report;
 
 use std::num::NonZeroUsize;
@@ -13,17 +15,27 @@ use std::path::{Path, PathBuf};
 
 use engine_core::checkpoint::Checkpoint;
 
-use crate::figures::Figures;
 use crate::nightmonk::Nightmonk;
-use crate::{gguf, record, shell};
-use llama_cpp::{LlamaCpp, Sample};
-use report::{Report, Test};
+use crate::record::{folder_name, folder_of, machine_name, shape_of, today};
+use crate::{gguf, shell};
+use llama_cpp::{Batch, LlamaCpp, Sample};
+use report::{Named, Report};
+
+/// What the names of files with ratios end with, after the date.
+pub(crate) const RECORD: &str = "-versus.csv";
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Model folder
+    /// Model folder, as published
     #[arg(short, long, value_name = "DIR")]
     model: PathBuf,
+    /// What `nightmonk pack` made of it, as a contender of its own
+    #[arg(long, value_name = "DIR")]
+    packed: Option<PathBuf>,
+    /// Flags of `nightmonk bench` that make one more contender, in one argument, added to those after `--` or in place of
+    /// the same ones; may be given several times, as in `--also '--activations bf16'`
+    #[arg(long, value_name = "FLAGS", allow_hyphen_values = true)]
+    also: Vec<String>,
     /// Lengths of prompts
     #[arg(short = 'p', long = "n-prompt", value_name = "N,…", value_delimiter = ',', default_value = "512")]
     prompt: Vec<usize>,
@@ -36,7 +48,7 @@ pub(crate) struct Arguments {
     /// Sequences that decode side by side
     #[arg(long, value_name = "W,…", value_delimiter = ',', default_value = "1")]
     width: Vec<NonZeroUsize>,
-    /// Rounds of both engines
+    /// Rounds of all contenders
     #[arg(long, value_name = "R", default_value = "5")]
     rounds: NonZeroUsize,
     /// Repetitions of each test within a round
@@ -49,12 +61,19 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "off,on", value_delimiter = ',', default_value = "off,on",
           value_parser = ["off", "on"])]
     flash_attention: Vec<String>,
+    /// Keys and values of llama.cpp: types to try
+    #[arg(long, value_name = "f16,bf16,f32", value_delimiter = ',', default_value = "f16",
+          value_parser = ["f16", "bf16", "f32"])]
+    llama_cache_type: Vec<String>,
     /// Further flags of llama-bench and llama-batched-bench, in one argument; `-lm mmap` maps the weights
     #[arg(long, value_name = "FLAGS", default_value = "-lm none", allow_hyphen_values = true)]
     llama_flags: String,
     /// GGUF file of the same weights; without it one is written to the target folder, and kept
     #[arg(long, value_name = "FILE")]
     gguf: Option<PathBuf>,
+    /// Append the ratios to benches/record, in the folder of this machine's name
+    #[arg(long, value_name = "NAME", value_parser = machine_name)]
+    machine: Option<String>,
     /// Format of standard output
     #[arg(short, long, value_name = "text|json", default_value = "text", value_parser = ["text", "json"])]
     output: String,
@@ -64,6 +83,9 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
+    // Asked first: a wrong machine or folder is no news for the end of an hour.
+    let record = arguments.machine.as_deref().map(folder_of).transpose()?;
+    let contenders = contenders(arguments)?;
     let checkpoint = Checkpoint::open(&arguments.model).map_err(|error| error.to_string())?;
     let nightmonk = Nightmonk::build()?;
     let folder = nightmonk.target()?.join("versus");
@@ -71,33 +93,102 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), String> {
     drop(checkpoint);
 
     let mut report = Report {
-        shape: record::shape_of(&arguments.model)?,
+        shape: shape_of(&arguments.model)?,
         commit: shell::commit()?,
         llama_cpp: llama.build.clone(),
-        nightmonk_flags: nightmonk_flags(arguments),
         llama_cpp_flags: words(&arguments.llama_flags),
+        contenders: contenders.iter().map(|contender| contender.named.clone()).collect(),
         rounds: arguments.rounds.get(),
         tests: Vec::new(),
     };
     let mut threads = arguments.threads.map(NonZeroUsize::get);
     for round in 0..arguments.rounds.get() {
         eprintln!("round {} of {}", round + 1, arguments.rounds);
+        let mut ours = vec![Vec::new(); contenders.len()];
+        let mut theirs = Vec::new();
         // The first round begins with Nightmonk, which says how many threads it takes.
-        let (ours, theirs) = if round % 2 == 0 {
-            let ours = nightmonk.bench(&arguments.model, &report.nightmonk_flags)?;
-            threads = threads.or_else(|| ours.first().map(|figures| figures.threads));
-            (ours, llama_round(arguments, &llama, threads)?)
-        } else {
-            let theirs = llama_round(arguments, &llama, threads)?;
-            (nightmonk.bench(&arguments.model, &report.nightmonk_flags)?, theirs)
-        };
-        report.add(ours, theirs)?;
+        for turn in turns(contenders.len(), round) {
+            match turn {
+                Some(contender) => {
+                    let Contender { named, model } = &contenders[contender];
+                    ours[contender] = nightmonk.bench(model, &named.flags)?;
+                    threads = threads.or_else(|| ours[contender].first().map(|figures| figures.threads));
+                }
+                None => theirs = llama_round(arguments, &llama, threads)?,
+            }
+        }
+        report.add(ours, &theirs)?;
     }
     match arguments.output.as_str() {
         "json" => println!("{}", serde_json::to_string(&report.summary()).map_err(|error| error.to_string())?),
         _ => print!("{}", report.text()),
     }
+    if let Some(folder) = record {
+        let path = folder.join(format!("{}{RECORD}", today()?));
+        record::write(&report, &path)?;
+        eprintln!("{}", path.display());
+    }
     Ok(())
+}
+
+/// Nightmonk with a folder and flags.
+struct Contender {
+    named: Named,
+    model: PathBuf,
+}
+
+/// The model folder first, then what it is compared with besides llama.cpp.
+fn contenders(arguments: &Arguments) -> Result<Vec<Contender>, String> {
+    let flags = nightmonk_flags(arguments);
+    let contender = |name: &str, model: &Path, flags: &[String]| {
+        let named = Named { name: name.into(), model: folder_name(model)?, flags: flags.into() };
+        Ok::<_, String>(Contender { named, model: model.into() })
+    };
+    let mut contenders = vec![contender("Nightmonk", &arguments.model, &flags)?];
+    if let Some(folder) = &arguments.packed {
+        check_packed(folder, &arguments.model)?;
+        contenders.push(contender("packed", folder, &flags)?);
+    }
+    for more in &arguments.also {
+        contenders.push(contender(more, &arguments.model, &with(&flags, &words(more)))?);
+    }
+    Ok(contenders)
+}
+
+/// `flags` without those, and their values, that `more` gives anew; and `more`.
+fn with(flags: &[String], more: &[String]) -> Vec<String> {
+    let mut kept = Vec::new();
+    let mut dropping = false;
+    for word in flags {
+        // A value follows its flag, and none here begins as a flag does.
+        dropping = if word.starts_with('-') { more.contains(word) } else { dropping };
+        if !dropping {
+            kept.push(word.clone());
+        }
+    }
+    [&kept, more].concat()
+}
+
+/// Whether a folder of panels is of the same model; its numbers may differ, for they change no speed.
+fn check_packed(folder: &Path, model: &Path) -> Result<(), String> {
+    let open = |folder: &Path| Checkpoint::open(folder).map_err(|error| error.to_string());
+    let (packed, published) = (open(folder)?, open(model)?);
+    if packed.packed_from().is_none() {
+        return Err(format!("{}: nothing is packed here; `nightmonk pack` makes such a folder", folder.display()));
+    }
+    match packed.config() == published.config() {
+        true => Ok(()),
+        false => Err(format!("{} and {} are of different models", folder.display(), model.display())),
+    }
+}
+
+/// Who runs when in a round: a contender of Nightmonk, or llama.cpp. Every other round goes the other way.
+fn turns(contenders: usize, round: usize) -> Vec<Option<usize>> {
+    let mut turns: Vec<Option<usize>> = (0..contenders).map(Some).chain([None]).collect();
+    if round % 2 == 1 {
+        turns.reverse();
+    }
+    turns
 }
 
 /// The GGUF file: the one given, or one that is newer than the checkpoint, or one that is written now.
@@ -149,22 +240,26 @@ fn llama_round(arguments: &Arguments, llama: &LlamaCpp, threads: Option<usize>) 
         flags.extend(["-t".to_owned(), threads.to_string()]);
     }
     let wide: Vec<usize> = arguments.width.iter().map(|width| width.get()).filter(|width| *width > 1).collect();
-    let generate: Vec<usize> = arguments.generate.iter().copied().filter(|length| *length > 0).collect();
+    let [prompt, generate] = [&arguments.prompt, &arguments.generate]
+        .map(|lengths| lengths.iter().copied().filter(|length| *length > 0).collect::<Vec<_>>());
     let is_single = arguments.width.iter().any(|width| width.get() == 1);
-    let single = if is_single { list(&generate) } else { String::new() };
-    let prompt: Vec<usize> = arguments.prompt.iter().copied().filter(|length| *length > 0).collect();
+    let single = if is_single { &generate[..] } else { &[] };
     let mut samples = Vec::new();
-    if !prompt.is_empty() || !single.is_empty() {
-        let repetitions = arguments.repetitions.to_string();
-        let tests = ["-p", &or_zero(list(&prompt)), "-n", &or_zero(single)].map(str::to_owned);
-        let more = ["-d", &list(&arguments.depth), "-r", &repetitions].map(str::to_owned);
-        samples.extend(llama.bench(&arguments.flash_attention, &[&flags[..], &tests, &more].concat())?);
-    }
-    if !wide.is_empty() && !generate.is_empty() {
-        for (flash_attention, depth) in
-            arguments.flash_attention.iter().flat_map(|on| arguments.depth.iter().map(move |depth| (on, *depth)))
-        {
-            samples.extend(llama.batched(flash_attention, depth, &generate, &wide, &flags)?);
+    for cache_type in &arguments.llama_cache_type {
+        if !prompt.is_empty() || !single.is_empty() {
+            let repetitions = arguments.repetitions.to_string();
+            let tests = ["-p", &or_zero(list(&prompt)), "-n", &or_zero(list(single))].map(str::to_owned);
+            let more = ["-d", &list(&arguments.depth), "-r", &repetitions].map(str::to_owned);
+            let flags = [&flags[..], &tests, &more].concat();
+            samples.extend(llama.bench(&arguments.flash_attention, cache_type, &flags)?);
+        }
+        if !wide.is_empty() && !generate.is_empty() {
+            for flash_attention in &arguments.flash_attention {
+                for depth in &arguments.depth {
+                    let batch = Batch { depth: *depth, generate: &generate, width: &wide };
+                    samples.extend(llama.batched(flash_attention, cache_type, &batch, &flags)?);
+                }
+            }
         }
     }
     Ok(samples)
@@ -182,7 +277,60 @@ fn or_zero(list: String) -> String {
     if list.is_empty() { "0".into() } else { list }
 }
 
-/// The test that some figures of ours are of.
-fn test_of(figures: &Figures) -> Test {
-    Test { n_prompt: figures.n_prompt, n_gen: figures.n_gen, n_depth: figures.n_depth, width: figures.width }
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use engine_core::pack::{PackOptions, pack_folder};
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    fn arguments(line: &[&str]) -> Arguments {
+        Line::parse_from(["versus", "-m", "."].iter().chain(line)).arguments
+    }
+
+    #[test]
+    fn rounds_go_to_and_fro_and_the_first_begins_with_nightmonk() {
+        assert_eq!(turns(2, 0), [Some(0), Some(1), None]);
+        assert_eq!(turns(2, 1), [None, Some(1), Some(0)]);
+        assert_eq!(turns(1, 2), [Some(0), None]);
+    }
+
+    #[test]
+    fn one_more_contender_adds_its_flags_to_those_of_all_or_replaces_them() {
+        let line = ["-p", "0", "-d", "0,4096", "-t", "2", "--also", "--activations bf16", "--also", "--load resident"];
+        let arguments = arguments(&[&line[..], &["--", "--load", "mapped", "--isa", "avx2"]].concat());
+        let contenders = contenders(&arguments).unwrap();
+        let flags = contenders.iter().map(|contender| contender.named.flags.join(" ")).collect::<Vec<_>>();
+        let all = "-p 0 -n 64 -d 0,4096 --width 1 -r 1 -t 2";
+        let both = format!("{all} --load mapped --isa avx2");
+        let replaced = format!("{all} --isa avx2 --load resident");
+        assert_eq!(flags, [both.clone(), format!("{both} --activations bf16"), replaced]);
+        assert_eq!(contenders[1].named.name, "--activations bf16");
+    }
+
+    #[test]
+    fn a_folder_that_is_not_packed_or_of_another_model_is_no_packed_contender() {
+        let write = |layers| {
+            let folder = tempfile::tempdir().unwrap();
+            let mut config = synth::shapes::config("qwen3-0.6b", Some(layers)).unwrap();
+            for (field, size) in [("hidden_size", 32), ("intermediate_size", 48), ("vocab_size", 100)] {
+                config[field] = size.into();
+            }
+            synth::write_checkpoint(&config, folder.path(), 1, &mut |_, _| {}).unwrap();
+            folder
+        };
+        let (one, two, packed) = (write(1), write(2), tempfile::tempdir().unwrap());
+        pack_folder(one.path(), packed.path(), &PackOptions::default(), &mut |_| {}).unwrap();
+        check_packed(packed.path(), one.path()).unwrap();
+        let why = check_packed(packed.path(), two.path()).unwrap_err();
+        assert!(why.contains("different models"), "{why}");
+        let why = check_packed(one.path(), one.path()).unwrap_err();
+        assert!(why.contains("nothing is packed here"), "{why}");
+    }
 }

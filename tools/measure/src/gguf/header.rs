@@ -1,17 +1,18 @@
 //! The header: what llama.cpp has to know before the first tensor.
 
 use engine_core::checkpoint::Checkpoint;
-use engine_core::config::{Mlp, ModelConfig};
+use engine_core::config::{Mlp, ModelConfig, RopeScaling};
 use simd::Dtype;
 
-use super::names::Stored;
+use super::names::{Form, Stored};
 
 /// Alignment of every tensor, the format's default.
 pub(super) const ALIGNMENT: usize = 32;
 
 const VERSION: u32 = 3;
-/// llama.cpp's number for a file of BF16 weights.
-const MOSTLY_BF16: u32 = 32;
+/// llama.cpp's numbers for a file of BF16 weights, and of experts in MXFP4.
+const MOSTLY_BF16: usize = 32;
+const MOSTLY_MXFP4_MOE: usize = 38;
 
 /// A GGUF file up to its first tensor.
 pub(super) struct Header {
@@ -26,7 +27,9 @@ enum Value {
 
 impl Header {
     pub(super) fn new(architecture: &str, checkpoint: &Checkpoint, tensors: &[Stored]) -> Result<Self, String> {
-        let entries = metadata(architecture, checkpoint)?;
+        let has_mxfp4 = tensors.iter().any(|tensor| tensor.form == Form::Mxfp4);
+        let file_type = if has_mxfp4 { MOSTLY_MXFP4_MOE } else { MOSTLY_BF16 };
+        let entries = metadata(architecture, file_type, checkpoint)?;
         let mut header = Self { bytes: Vec::new() };
         header.bytes.extend(b"GGUF");
         header.bytes.extend(VERSION.to_le_bytes());
@@ -57,10 +60,11 @@ impl Header {
             for size in tensor.shape.iter().rev() {
                 header.count(*size); // the fastest first
             }
-            let kind: u32 = match tensor.dtype {
-                Dtype::F32 => 0,
-                Dtype::F16 => 1,
-                Dtype::Bf16 => 30,
+            let kind: u32 = match tensor.form {
+                Form::Numbers(Dtype::F32) => 0,
+                Form::Numbers(Dtype::F16) => 1,
+                Form::Numbers(Dtype::Bf16) => 30,
+                Form::Mxfp4 => 39,
             };
             header.bytes.extend(kind.to_le_bytes());
             header.count(offset);
@@ -84,13 +88,13 @@ impl Header {
     }
 }
 
-fn metadata(architecture: &str, checkpoint: &Checkpoint) -> Result<Vec<(String, Value)>, String> {
+fn metadata(architecture: &str, file_type: usize, checkpoint: &Checkpoint) -> Result<Vec<(String, Value)>, String> {
     let config = checkpoint.config();
     let name = checkpoint.folder().file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut entries = vec![
         ("general.architecture".to_owned(), Value::Text(architecture.to_owned())),
         ("general.name".to_owned(), Value::Text(name)),
-        ("general.file_type".to_owned(), Value::Count(MOSTLY_BF16 as usize)),
+        ("general.file_type".to_owned(), Value::Count(file_type)),
         ("tokenizer.ggml.model".to_owned(), Value::Text("no_vocab".to_owned())),
     ];
     let mut set = |key: &str, value| entries.push((format!("{architecture}.{key}"), value));
@@ -105,6 +109,18 @@ fn metadata(architecture: &str, checkpoint: &Checkpoint) -> Result<Vec<(String, 
     set("attention.layer_norm_rms_epsilon", Value::Float(config.rms_norm_eps.into()));
     set("rope.dimension_count", Value::Count(config.rope.rotary_dim));
     set("rope.freq_base", Value::Float(config.rope.theta));
+    if let RopeScaling::Yarn { factor, beta_fast, beta_slow, original_max_position_embeddings, .. } =
+        config.rope.scaling
+    {
+        set("rope.scaling.type", Value::Text("yarn".to_owned()));
+        set("rope.scaling.factor", Value::Float(factor));
+        set("rope.scaling.original_context_length", Value::Count(original_max_position_embeddings as usize));
+        set("rope.scaling.yarn_beta_fast", Value::Float(beta_fast));
+        set("rope.scaling.yarn_beta_slow", Value::Float(beta_slow));
+    }
+    if let Some(window) = config.layers.iter().find_map(|layer| layer.window) {
+        set("attention.sliding_window", Value::Count(window));
+    }
     match uniform_mlp(config)? {
         Mlp::Dense { intermediate_size } => set("feed_forward_length", Value::Count(*intermediate_size)),
         Mlp::Sparse(sparse) => {

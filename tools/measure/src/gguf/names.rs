@@ -1,31 +1,52 @@
 //! What llama.cpp calls each tensor, and how it wants it stored.
 
 use engine_core::checkpoint::Checkpoint;
-use engine_core::config::{AttentionBias, Mlp, ModelConfig, QkNorm, RopeScaling, expert_names, layer_names};
+use engine_core::config::{
+    AttentionBias, ExpertStorage, Mlp, ModelConfig, QkNorm, RopeScaling, Sparse, expert_names, layer_names,
+};
 use simd::Dtype;
+use simd::matmul::MXFP4_BLOCK;
+
+use super::gpt_oss;
+use super::mxfp4::{self, Rows};
 
 /// A tensor of the GGUF file: one of the checkpoint's, or several stacked.
 pub(super) struct Stored {
     pub(super) name: String,
     /// Row-major, the fastest last.
     pub(super) shape: Vec<usize>,
-    pub(super) dtype: Dtype,
+    pub(super) form: Form,
     pub(super) parts: Vec<Part>,
     /// Heads whose rows are stored interleaved.
     pub(super) rotary_heads: Option<usize>,
+}
+
+/// How a tensor's values are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    Numbers(Dtype),
+    Mxfp4,
 }
 
 /// Where a tensor's values come from.
 pub(super) enum Part {
     /// The checkpoint's tensor of this name.
     Tensor(String),
+    /// Some numbers of each expert, from a tensor of small vectors.
+    Biases { name: String, rows: Rows },
+    /// Some rows of each expert, from a stack of MXFP4.
+    Mxfp4 { blocks: String, scales: String, rows: Rows },
     /// What each rotary frequency is divided by.
     Divisors(Vec<f32>),
 }
 
 impl Stored {
     pub(super) fn bytes(&self) -> usize {
-        self.shape.iter().product::<usize>() * self.dtype.size()
+        let values: usize = self.shape.iter().product();
+        match self.form {
+            Form::Numbers(dtype) => values * dtype.size(),
+            Form::Mxfp4 => values / MXFP4_BLOCK * mxfp4::BLOCK_BYTES,
+        }
     }
 }
 
@@ -36,6 +57,7 @@ pub(super) fn architecture(config: &ModelConfig) -> Result<&'static str, String>
         "qwen2" => "qwen2",
         "qwen3" => "qwen3",
         "qwen3_moe" => "qwen3moe",
+        "gpt_oss" => return gpt_oss::check(config).map(|()| "gpt-oss"),
         other => return Err(format!("`{other}` checkpoints are not written as GGUF here")),
     };
     match config.layers.iter().any(|layer| layer.window.is_some()) {
@@ -47,11 +69,13 @@ pub(super) fn architecture(config: &ModelConfig) -> Result<&'static str, String>
 /// Every tensor, in the order of the forward pass.
 pub(super) fn tensors(checkpoint: &Checkpoint) -> Result<Vec<Stored>, String> {
     let config = checkpoint.config();
-    let is_llama = architecture(config)? == "llama";
+    let name = architecture(config)?;
+    let is_llama = name == "llama";
     let mut list = List { checkpoint, stored: Vec::new() };
     list.matrix("token_embd.weight", "model.embed_tokens.weight");
     match (&config.rope.scaling, is_llama) {
         (RopeScaling::None, _) => {}
+        (RopeScaling::Yarn { .. }, _) if name == "gpt-oss" => {} // in the header
         (RopeScaling::Linear { .. } | RopeScaling::Llama3 { .. }, true) => list.frequencies(config),
         _ => return Err("this rope_scaling is not written as GGUF here".into()),
     }
@@ -83,7 +107,11 @@ pub(super) fn tensors(checkpoint: &Checkpoint) -> Result<Vec<Stored>, String> {
             list.floats(to("attn_q_norm.weight"), from("self_attn.q_norm.weight"));
             list.floats(to("attn_k_norm.weight"), from("self_attn.k_norm.weight"));
         }
-        list.floats(to("ffn_norm.weight"), from("post_attention_layernorm.weight"));
+        if config.attention_sinks {
+            list.floats(to("attn_sinks.weight"), config.sinks_name(index));
+        }
+        let norm = if name == "gpt-oss" { "post_attention_norm.weight" } else { "ffn_norm.weight" };
+        list.floats(to(norm), from("post_attention_layernorm.weight"));
         match &layer.mlp {
             Mlp::Dense { .. } => {
                 for part in ["gate", "up", "down"] {
@@ -92,10 +120,19 @@ pub(super) fn tensors(checkpoint: &Checkpoint) -> Result<Vec<Stored>, String> {
             }
             Mlp::Sparse(sparse) => {
                 list.floats(to("ffn_gate_inp.weight"), config.router_name(index));
-                for (part, name) in ["gate", "up", "down"].into_iter().enumerate() {
-                    let experts = 0..sparse.num_experts;
-                    let names = experts.map(|expert| expert_names(config, index, expert)[part].clone()).collect();
-                    list.stack(to(&format!("ffn_{name}_exps.weight")), names)?;
+                if sparse.biased {
+                    list.floats(to("ffn_gate_inp.bias"), config.router_bias_name(index));
+                }
+                match sparse.storage {
+                    ExpertStorage::Matrices => {
+                        for (part, name) in ["gate", "up", "down"].into_iter().enumerate() {
+                            let names = (0..sparse.num_experts)
+                                .map(|expert| expert_names(config, index, expert)[part].clone())
+                                .collect();
+                            list.stack(to(&format!("ffn_{name}_exps.weight")), names)?;
+                        }
+                    }
+                    ExpertStorage::StackedMxfp4 => list.stacked_mxfp4(config, index, sparse),
                 }
             }
         }
@@ -116,15 +153,15 @@ impl List<'_> {
     /// A tensor that keeps its type.
     fn matrix(&mut self, name: &str, source: &str) {
         let tensor = self.checkpoint.tensor(source);
-        let (shape, dtype) = (tensor.shape.to_vec(), tensor.dtype);
+        let (shape, form) = (tensor.shape.to_vec(), Form::Numbers(tensor.dtype));
         let parts = vec![Part::Tensor(source.into())];
-        self.stored.push(Stored { name: name.into(), shape, dtype, parts, rotary_heads: None });
+        self.stored.push(Stored { name: name.into(), shape, form, parts, rotary_heads: None });
     }
 
     /// A tensor that llama.cpp wants in float32.
     fn floats(&mut self, name: String, source: String) {
         self.matrix(&name, &source);
-        self.last().dtype = Dtype::F32;
+        self.last().form = Form::Numbers(Dtype::F32);
     }
 
     /// The experts of a layer as one tensor.
@@ -135,8 +172,35 @@ impl List<'_> {
         }
         let shape = [&[sources.len()], first.shape].concat();
         let parts = sources.into_iter().map(Part::Tensor).collect();
-        self.stored.push(Stored { name, shape, dtype: first.dtype, parts, rotary_heads: None });
+        self.stored.push(Stored { name, shape, form: Form::Numbers(first.dtype), parts, rotary_heads: None });
         Ok(())
+    }
+
+    /// The experts of a layer that are published as stacks; gate and up, which alternate there, become two tensors.
+    fn stacked_mxfp4(&mut self, config: &ModelConfig, layer: usize, sparse: &Sparse) {
+        let [gate_up, down] = config.stacked_experts(layer);
+        let (hidden, width) = (config.hidden_size, sparse.moe_intermediate_size);
+        for (name, stack, rows, [out, input]) in [
+            ("gate", &gate_up, Rows::Even, [width, hidden]),
+            ("up", &gate_up, Rows::Odd, [width, hidden]),
+            ("down", &down, Rows::All, [hidden, width]),
+        ] {
+            let (blocks, scales) = (stack.blocks.clone(), stack.scales.clone());
+            self.stored.push(Stored {
+                name: format!("blk.{layer}.ffn_{name}_exps.weight"),
+                shape: vec![sparse.num_experts, out, input],
+                form: Form::Mxfp4,
+                parts: vec![Part::Mxfp4 { blocks, scales, rows }],
+                rotary_heads: None,
+            });
+            self.stored.push(Stored {
+                name: format!("blk.{layer}.ffn_{name}_exps.bias"),
+                shape: vec![sparse.num_experts, out],
+                form: Form::Numbers(Dtype::F32),
+                parts: vec![Part::Biases { name: stack.bias.clone(), rows }],
+                rotary_heads: None,
+            });
+        }
     }
 
     fn frequencies(&mut self, config: &ModelConfig) {
@@ -147,7 +211,7 @@ impl List<'_> {
         self.stored.push(Stored {
             name: "rope_freqs.weight".into(),
             shape: vec![divisors.len()],
-            dtype: Dtype::F32,
+            form: Form::Numbers(Dtype::F32),
             parts: vec![Part::Divisors(divisors)],
             rotary_heads: None,
         });

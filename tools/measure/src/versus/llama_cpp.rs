@@ -9,6 +9,9 @@ use super::build::Build;
 use super::report::Test;
 use crate::shell;
 
+/// Runs of llama-batched-bench until it has said all.
+const ATTEMPTS: usize = 10;
+
 /// The programs, and the weights that they run on.
 pub(super) struct LlamaCpp {
     pub(super) build: Build,
@@ -23,6 +26,23 @@ pub(super) struct Sample {
     pub(super) setting: String,
     /// Tokens a second: the median where there were repetitions.
     pub(super) speeds: Vec<f64>,
+}
+
+/// Sequences side by side.
+pub(super) struct Batch<'a> {
+    /// Positions before each of them.
+    pub(super) depth: usize,
+    /// Lengths of generations.
+    pub(super) generate: &'a [usize],
+    /// How many sequences.
+    pub(super) width: &'a [usize],
+}
+
+impl Batch<'_> {
+    fn is_measured(&self, samples: &[Sample]) -> bool {
+        let mut tests = self.generate.iter().flat_map(|n_gen| self.width.iter().map(move |width| (*n_gen, *width)));
+        tests.all(|test| samples.iter().any(|sample| (sample.test.n_gen, sample.test.width) == test))
+    }
 }
 
 /// An element of llama-bench's JSON.
@@ -55,33 +75,47 @@ impl LlamaCpp {
     }
 
     /// Runs llama-bench, which loads the weights once for several settings of flash attention.
-    pub(super) fn bench(&self, flash_attention: &[String], flags: &[String]) -> Result<Vec<Sample>, String> {
+    pub(super) fn bench(
+        &self,
+        flash_attention: &[String],
+        cache_type: &str,
+        flags: &[String],
+    ) -> Result<Vec<Sample>, String> {
         let mut command = Command::new(self.build.folder.join("llama-bench"));
-        command.arg("-m").arg(&self.weights).args(flags).args(["-fa", &flash_attention.join(","), "-o", "json"]);
+        command.arg("-m").arg(&self.weights).args(flags).args(["-ctk", cache_type, "-ctv", cache_type]);
+        command.args(["-fa", &flash_attention.join(","), "-o", "json"]);
         let json = shell::output(&mut command)?;
         singles(&json).map_err(|why| format!("{}: {why}", shell::line(&command)))
     }
 
-    /// Runs llama-batched-bench: `width` sequences side by side behind `depth` positions each, of which there has to be
-    /// one.
+    /// Runs llama-batched-bench; each sequence has at least one position behind it.
     pub(super) fn batched(
         &self,
         flash_attention: &str,
-        depth: usize,
-        generate: &[usize],
-        width: &[usize],
+        cache_type: &str,
+        batch: &Batch,
         flags: &[String],
     ) -> Result<Vec<Sample>, String> {
-        let positions = depth.max(1) + generate.iter().max().unwrap_or(&0);
+        let behind = batch.depth.max(1);
+        let positions = behind + batch.generate.iter().max().unwrap_or(&0);
         // llama.cpp gives each sequence a part of the context that is a multiple of 256.
-        let context = width.iter().max().unwrap_or(&1) * positions.next_multiple_of(256);
+        let context = batch.width.iter().max().unwrap_or(&1) * positions.next_multiple_of(256);
         let mut command = Command::new(self.build.folder.join("llama-batched-bench"));
-        command.arg("-m").arg(&self.weights).args(flags).args(["-fa", flash_attention]);
-        command.args(["-c", &context.to_string(), "-npp", &depth.max(1).to_string()]);
-        command.args(["-ntg", &super::list(generate), "-npl", &super::list(width), "--output-format", "jsonl"]);
-        let lines = shell::output(&mut command)?;
-        batched(flash_attention, depth, &flags.join(" "), &lines)
-            .map_err(|why| format!("{}: {why}", shell::line(&command)))
+        command.arg("-m").arg(&self.weights).args(flags).args(["-ctk", cache_type, "-ctv", cache_type]);
+        command.args(["-fa", flash_attention, "-c", &context.to_string(), "-npp", &behind.to_string()]);
+        command.args(["-ntg", &super::list(batch.generate), "-npl", &super::list(batch.width)]);
+        command.args(["--output-format", "jsonl"]);
+        let setting = format!("-fa {flash_attention} {} -ctk {cache_type}", flags.join(" "));
+        // It prints by a thread that it does not wait for at its end, so the last lines can be missing.
+        for _ in 0..ATTEMPTS {
+            let lines = shell::output(&mut command)?;
+            let samples =
+                batched(batch.depth, &setting, &lines).map_err(|why| format!("{}: {why}", shell::line(&command)))?;
+            if batch.is_measured(&samples) {
+                return Ok(samples);
+            }
+        }
+        Err(format!("{}: {ATTEMPTS} runs have not printed all of their figures", shell::line(&command)))
     }
 }
 
@@ -106,14 +140,14 @@ fn singles(json: &str) -> Result<Vec<Sample>, String> {
     Ok(singles.into_iter().map(sample).collect())
 }
 
-fn batched(flash_attention: &str, n_depth: usize, flags: &str, lines: &str) -> Result<Vec<Sample>, String> {
+fn batched(n_depth: usize, setting: &str, lines: &str) -> Result<Vec<Sample>, String> {
     let lines = lines.lines().filter(|line| line.starts_with('{'));
     lines
         .map(|line| {
             let batched: Batched = serde_json::from_str(line).map_err(|error| error.to_string())?;
             Ok(Sample {
                 test: Test { n_prompt: 0, n_gen: batched.tg, n_depth, width: batched.pl },
-                setting: format!("-fa {flash_attention} -ub {} {flags}", batched.n_ubatch),
+                setting: format!("{setting} -ub {}", batched.n_ubatch),
                 speeds: vec![batched.speed_tg],
             })
         })
@@ -135,7 +169,13 @@ mod tests {
 
         let lines = "\n{\"n_kv_max\": 1024, \"n_ubatch\": 512, \"pp\": 1, \"tg\": 8, \"pl\": 4, \"speed_tg\": 134.5}\n";
         let test = Test { n_prompt: 0, n_gen: 8, n_depth: 0, width: 4 };
-        let setting = "-fa off -ub 512 -t 2".to_owned();
-        assert_eq!(batched("off", 0, "-t 2", lines).unwrap(), [Sample { test, setting, speeds: vec![134.5] }]);
+        let setting = "-fa off -t 2 -ub 512".to_owned();
+        assert_eq!(batched(0, "-fa off -t 2", lines).unwrap(), [Sample { test, setting, speeds: vec![134.5] }]);
+        assert!(batched(0, "", "{\"tg\": 8}").is_err());
+
+        let samples = batched(0, "", lines).unwrap();
+        let batch = Batch { depth: 0, generate: &[8], width: &[4] };
+        assert!(batch.is_measured(&samples) && !batch.is_measured(&[]));
+        assert!(!Batch { width: &[4, 32], ..batch }.is_measured(&samples));
     }
 }

@@ -4,14 +4,14 @@
 //! with the BF16 matrix that the blocks stand for, and so are its bits.
 
 use super::Compute;
-use super::step::{PREFETCH_BYTES, Step};
+use super::step::{self, PREFETCH_BYTES, Step};
 use crate::matmul::PANEL;
 
 /// A cache line of a panel, see `matmul::mxfp4`.
 pub(crate) type Line = [u8; 64];
 
 /// Steps of a block of 32 columns.
-pub(crate) const BLOCK_STEPS: usize = 16;
+pub(crate) const BLOCK_STEPS: usize = step::BLOCK;
 /// Lines of weights of a block.
 pub(crate) const BLOCK_LINES: usize = 4;
 const LINE_STEPS: usize = BLOCK_STEPS / BLOCK_LINES;
@@ -98,6 +98,9 @@ impl<T: Mxfp4Step, const P: usize, const S: usize> Compute for Mxfp4Tile<'_, T, 
                         *nibbles = step.next(*nibbles);
                     }
                 }
+            }
+            for sums in sums.as_flattened_mut() {
+                *sums = step.end_block(*sums);
             }
         }
         let mut out = [[[0.0; PANEL]; P]; S];

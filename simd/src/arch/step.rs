@@ -6,6 +6,9 @@ use bytemuck::Pod;
 
 use super::{Compute, Lanes};
 
+/// Steps of a block, see [`Step::end_block`].
+pub(crate) const BLOCK: usize = 16;
+
 /// A way to add products to 16 running sums.
 pub(crate) trait Step: Copy {
     /// Weights of one step as they are stored, for 16 lanes.
@@ -26,6 +29,11 @@ pub(crate) trait Step: Copy {
     fn weights(self, raw: &Self::Raw) -> Self::W;
     /// The activations come by reference, so that they are broadcast straight from memory.
     fn step(self, w: Self::W, x: &Self::X, sums: Self::Sums) -> Self::Sums;
+    /// Called after every [`BLOCK`] steps, counted from the first: where products are added up apart from the sum.
+    #[inline(always)]
+    fn end_block(self, sums: Self::Sums) -> Self::Sums {
+        sums
+    }
     fn to_array(self, sums: Self::Sums) -> [f32; 16];
     /// Asks for the line that lies `bytes` behind the start of `from`; there need not be one.
     fn prefetch<R: ?Sized>(self, from: &R, bytes: usize);

@@ -33,7 +33,7 @@ use crate::Isa;
 use crate::arch::Compute;
 #[cfg(target_arch = "x86_64")]
 use crate::arch::step::Step as _;
-use crate::arch::step::{Gather, PREFETCH_BYTES};
+use crate::arch::step::{BLOCK as BLOCK_STEPS, Gather, PREFETCH_BYTES};
 
 /// Columns that share a line of bases.
 const SPAN_COLS: usize = 256;
@@ -389,7 +389,10 @@ impl<T: Gather> Compute for LaySpan<'_, '_, T> {
             for line in group {
                 gather.prefetch(line, PREFETCH_BYTES);
             }
-            *out = gather.unpack(group, bases).map(|line| gather.line(line));
+            // An array's `map` would not be compiled for the ISA.
+            for (out, line) in out.iter_mut().zip(gather.unpack(group, bases)) {
+                *out = gather.line(line);
+            }
             if (bases[0] | bases[1]) & HAS_PATCHES != 0 {
                 panel.patches = patch(*bases, panel.patches, out);
             }
@@ -520,6 +523,11 @@ impl<T: Gather, const P: usize, const S: usize> Compute for PackedTile<'_, T, P,
                         for p in 0..P {
                             sums[s][p] = step.step(lines[p][j], &now[s][g][j], sums[s][p]);
                         }
+                    }
+                }
+                if g % (BLOCK_STEPS / 4) == BLOCK_STEPS / 4 - 1 {
+                    for sums in sums.as_flattened_mut() {
+                        *sums = step.end_block(*sums);
                     }
                 }
             }

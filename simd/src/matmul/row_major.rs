@@ -1,7 +1,7 @@
 //! Products with a published matrix where it lies: row after row, turned into lines of a panel in registers.
 
 use crate::arch::Compute;
-use crate::arch::step::Gather;
+use crate::arch::step::{BLOCK, Gather};
 use crate::matmul::PANEL;
 
 const LINE_BYTES: usize = 64;
@@ -49,6 +49,8 @@ impl<T: Gather, const S: usize> Compute for RowsTile<'_, T, S> {
                 for k in 0..16 {
                     sums[s] = step.step(weights[k], &now[s][line][k], sums[s]);
                 }
+                const { assert!(BLOCK == 16) };
+                sums[s] = step.end_block(sums[s]);
             }
         }
         sums.map(|sums| [step.to_array(sums)])
@@ -95,7 +97,10 @@ impl<T: Gather> Compute for LayLines<'_, '_, T> {
                     gather.prefetch(*rows, row * row_bytes + ahead);
                 }
             }
-            *out = gather.turn(rows, row_bytes, from).map(|line| gather.line(line));
+            // An array's `map` would not be compiled for the ISA.
+            for (out, line) in out.iter_mut().zip(gather.turn(rows, row_bytes, from)) {
+                *out = gather.line(line);
+            }
             lines += 1;
         }
         *at += lines * LINE_BYTES;

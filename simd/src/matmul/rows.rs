@@ -111,6 +111,15 @@ impl RowForm {
         }
     }
 
+    /// Words of a stream behind its last column.
+    pub(super) fn padding(self) -> usize {
+        let pairs = self.cols.div_ceil(2);
+        match self.kind {
+            Kind::Tiles(_) => words_of_stream(pairs) - pairs,
+            _ => 0,
+        }
+    }
+
     /// Whether rows in this form can meet `w` on `isa`.
     pub(super) fn suits(self, isa: Isa, w: &Matrix) -> bool {
         let activations = match self.kind {

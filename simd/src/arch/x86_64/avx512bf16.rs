@@ -39,7 +39,7 @@ fn load(pairs: &[u16; 32]) -> __m512i {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn dot(w: __m512i, x: u32, sums: __m512) -> __m512 {
+pub(super) fn dot(w: __m512i, x: u32, sums: __m512) -> __m512 {
     let x = _mm512_set1_epi32(x.cast_signed());
     // SAFETY: both are 512 bits, and any bits are BF16 numbers.
     let w: __m512bh = unsafe { std::mem::transmute(w) };

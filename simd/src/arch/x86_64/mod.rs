@@ -2,6 +2,7 @@
 #![allow(unsafe_code)] // Intrinsics: the reason for `arch`.
 
 mod amx;
+mod amx_steps;
 mod avx2;
 mod avx512bf16;
 mod avx512f;
@@ -9,6 +10,7 @@ mod mxfp4;
 
 pub use amx::Amx;
 pub(crate) use amx::{STREAMS_OF_TILES, Streams, Sums};
+pub(crate) use amx_steps::AmxSteps;
 pub use avx2::Avx2;
 pub use avx512bf16::Avx512;
 pub use avx512f::Avx512f;

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use simd::matmul::Activations;
 use simd::{Dtype, Isa};
@@ -112,6 +113,10 @@ pub(crate) struct Run {
     /// Where weights live; the run's first line says what auto chose, and why
     #[arg(long, env = "NIGHTMONK_LOAD", value_name = "MODE", default_value = "auto")]
     pub(crate) load: LoadMode,
+    /// Lock the weights in memory, so that the system neither swaps them out nor drops them from the page cache; fails
+    /// where the limit for locked memory is too low [llama.cpp: --mlock]
+    #[arg(long, env = "NIGHTMONK_MLOCK", value_parser = BoolishValueParser::new())]
+    pub(crate) mlock: bool,
     /// Memory on machines with several nodes: slice cuts every large matrix over them, off takes the machine as one, auto
     /// slices resident weights where it can; changes no byte
     #[arg(long, env = "NIGHTMONK_NUMA", value_name = "MODE", default_value = "auto", value_parser = numa)]
@@ -292,8 +297,8 @@ pub(crate) struct Bench {
     /// Repetitions, of which the median counts
     #[arg(short, long, value_name = "R", default_value = "5")]
     pub(crate) repetitions: NonZeroUsize,
-    /// First read the model as fast as the disk gives it, and compare loading with that: a row `load`. Only a model that
-    /// is not in the page cache shows the disk's speed
+    /// Before loading take memory for the model and give it back, drop the model from the page cache, and read it with
+    /// direct reads, all with as many threads as load it; a row `load` compares loading with both
     #[arg(long)]
     pub(crate) load_test: bool,
     #[command(flatten)]

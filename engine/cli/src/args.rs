@@ -146,7 +146,7 @@ impl Run {
 pub(crate) enum LoadMode {
     /// Resident where it fits and the work is long enough to repay it, else mapped
     Auto,
-    /// The published files, in the page cache: starts sooner, steps take about twice as long
+    /// The published files, in the page cache: starts sooner, steps take about a quarter longer
     Mapped,
     /// Panels in memory of their own, read past the page cache
     Resident,

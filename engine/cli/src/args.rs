@@ -297,8 +297,8 @@ pub(crate) struct Bench {
     /// Repetitions, of which the median counts
     #[arg(short, long, value_name = "R", default_value = "5")]
     pub(crate) repetitions: NonZeroUsize,
-    /// Before loading take memory for the model and give it back, drop the model from the page cache, and read it with
-    /// direct reads, all with as many threads as load it; a row `load` compares loading with both
+    /// Before loading drop the model from the page cache and read it with direct reads, twice, and in between take memory
+    /// for it, all with as many threads as load it; a row `load` compares loading with both
     #[arg(long)]
     pub(crate) load_test: bool,
     #[command(flatten)]

@@ -6,7 +6,7 @@
 //! values; their content changes no speed.
 
 use std::num::NonZeroUsize;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use engine_core::kv_cache::{BlockId, KvCache, KvShape, blocks_for};
 use engine_core::model::{Batch, Model, Row, Workspace};
@@ -60,7 +60,7 @@ struct LoadFigures {
     disk_bytes: usize,
     load_seconds: f64,
     load_bytes_per_second: f64,
-    /// Bytes a second of direct reads alone, by as many threads, right before, into the same few buffers.
+    /// Bytes a second of direct reads alone, by as many threads, right before, into a few buffers.
     direct_read: f64,
     /// Bytes a second at which memory for the weights is taken by as many threads, and nothing done with it.
     first_touch: f64,
@@ -183,10 +183,18 @@ struct Yardsticks {
 }
 
 impl Yardsticks {
-    /// Memory first: that which lies free for some seconds a virtual machine's host takes back, and lends it anew page by
-    /// page, slower than most disks. Loading should find it as most runs do, so reading comes in between.
+    /// Memory is taken between two readings: that which lies free for some seconds a virtual machine's host takes back, and
+    /// lends it anew page by page, slower than most disks. So loading, which follows, finds it as this did.
     fn measure(opened: &Opened) -> Result<Self, Failure> {
         let threads = NonZeroUsize::new(opened.request.threads).unwrap_or(NonZeroUsize::MIN);
+        let mut reading = Duration::ZERO;
+        let mut read = || -> Result<u64, Failure> {
+            let start = Instant::now();
+            let bytes = engine_core::model::read_only(&opened.checkpoint, threads.get())?;
+            reading += start.elapsed();
+            Ok(bytes)
+        };
+        let mut bytes = read()?;
         let first_touch = {
             let mut pool = Pool::new(threads, Pinning::Free)?;
             let mut region = Region::anonymous(opened.plan.weight_bytes as usize)?;
@@ -194,9 +202,8 @@ impl Yardsticks {
             region.prefault(Some(&mut pool))?;
             region.as_slice().len() as f64 / start.elapsed().as_secs_f64()
         };
-        let start = Instant::now();
-        let bytes = engine_core::model::read_only(&opened.checkpoint, threads.get())?;
-        Ok(Self { direct_read: bytes as f64 / start.elapsed().as_secs_f64(), first_touch })
+        bytes += read()?;
+        Ok(Self { direct_read: bytes as f64 / reading.as_secs_f64(), first_touch })
     }
 }
 

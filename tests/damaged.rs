@@ -2,7 +2,7 @@
 //! code that scripts understand, nothing on standard output, nothing lost, and never a panic.
 
 mod cut;
-mod disk;
+pub(crate) mod disk;
 mod inputs;
 mod model;
 
@@ -29,7 +29,7 @@ pub(crate) fn text(path: &Path) -> &str {
 }
 
 /// The program ends with `code` and says all of `parts`. Returns what it said.
-fn assert_refused(what: &str, output: &Output, code: i32, parts: &[&str]) -> String {
+pub(crate) fn assert_refused(what: &str, output: &Output, code: i32, parts: &[&str]) -> String {
     let said = String::from_utf8(output.stderr.clone()).unwrap();
     assert_eq!(output.status.code(), Some(code), "{what}: {said}");
     for part in parts {

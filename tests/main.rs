@@ -4,6 +4,7 @@
 mod damaged;
 mod engine;
 mod golden;
+mod locked;
 mod mixture;
 mod models;
 mod night;

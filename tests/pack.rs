@@ -1,6 +1,7 @@
 //! Packed folders: the bits of the published model, whatever is packed, mapped or killed on the way; and damage refused.
 
 mod damage;
+mod full_disk;
 mod interrupted;
 
 use std::collections::BTreeMap;

@@ -8,10 +8,10 @@ use super::{Job, assert_refused, program, run, text};
 use crate::tiny_model::tiny_model;
 
 /// A file system of a few pages in memory. Mounting one takes privileges that a test may not have.
-struct SmallDisk(PathBuf);
+pub(crate) struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    fn mount(at: &Path, kib: usize) -> Option<Self> {
+    pub(crate) fn mount(at: &Path, kib: usize) -> Option<Self> {
         fs::create_dir_all(at).unwrap();
         let mounted = Command::new("mount")
             .args(["-t", "tmpfs", "-o", &format!("size={kib}k"), "tmpfs"])
@@ -27,7 +27,13 @@ impl SmallDisk {
         }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// Another size, with all that is there.
+    pub(crate) fn resize(&self, kib: usize) {
+        let size = format!("remount,size={kib}k");
+        assert!(Command::new("mount").args(["-o", &size]).arg(&self.0).status().unwrap().success());
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 

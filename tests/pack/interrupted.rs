@@ -1,4 +1,4 @@
-//! Killed, or without room on the disk, and started again: the same bytes.
+//! Killed and started again: the same bytes.
 
 use std::fs;
 use std::time::Duration;

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use simd::matmul::Activations;
 use simd::{Dtype, Isa};
@@ -112,6 +113,10 @@ pub(crate) struct Run {
     /// Where weights live; the run's first line says what auto chose, and why
     #[arg(long, env = "NIGHTMONK_LOAD", value_name = "MODE", default_value = "auto")]
     pub(crate) load: LoadMode,
+    /// Lock the weights in memory, so that the system neither swaps them out nor drops them from the page cache; fails
+    /// where the limit for locked memory is too low [llama.cpp: --mlock]
+    #[arg(long, env = "NIGHTMONK_MLOCK", value_parser = BoolishValueParser::new())]
+    pub(crate) mlock: bool,
     /// Memory on machines with several nodes: slice cuts every large matrix over them, off takes the machine as one, auto
     /// slices resident weights where it can; changes no byte
     #[arg(long, env = "NIGHTMONK_NUMA", value_name = "MODE", default_value = "auto", value_parser = numa)]
@@ -141,7 +146,7 @@ impl Run {
 pub(crate) enum LoadMode {
     /// Resident where it fits and the work is long enough to repay it, else mapped
     Auto,
-    /// The published files, in the page cache: starts sooner, steps take about twice as long
+    /// The published files, in the page cache: starts sooner, steps take about a quarter longer
     Mapped,
     /// Panels in memory of their own, read past the page cache
     Resident,
@@ -292,8 +297,8 @@ pub(crate) struct Bench {
     /// Repetitions, of which the median counts
     #[arg(short, long, value_name = "R", default_value = "5")]
     pub(crate) repetitions: NonZeroUsize,
-    /// First read the model as fast as the disk gives it, and compare loading with that: a row `load`. Only a model that
-    /// is not in the page cache shows the disk's speed
+    /// Before loading drop the model from the page cache and read it with direct reads, twice, and in between take memory
+    /// for it, all with as many threads as load it; a row `load` compares loading with both
     #[arg(long)]
     pub(crate) load_test: bool,
     #[command(flatten)]

@@ -1,5 +1,6 @@
 //! From flags to a model in memory: plan first, then load, then say what runs.
 
+use std::io;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -138,8 +139,10 @@ pub(crate) struct Opened {
     pub(crate) checkpoint: Checkpoint,
     pub(crate) request: PlanRequest,
     pub(crate) options: ModelOptions,
-    plan: Plan,
+    pub(crate) plan: Plan,
     nodes: Nodes,
+    /// Whether weights are locked in memory.
+    lock: bool,
     /// Why the weights live where they do, where nobody asked for it.
     reason: Option<String>,
 }
@@ -161,12 +164,17 @@ impl Opened {
             threads: request.threads,
         };
         let nodes = if Model::can_be_cut(&checkpoint, request.load) { nodes } else { nodes.whole() };
-        Ok(Self { checkpoint, request, options, plan, nodes, reason })
+        Ok(Self { checkpoint, request, options, plan, nodes, lock: run.mlock, reason })
     }
 
     /// Starts workers and loads the weights, after the run's first line.
     pub(crate) fn load(self) -> Result<Loaded, EngineFailure> {
-        let Self { checkpoint, request, options, plan, nodes, reason } = self;
+        let Self { checkpoint, request, options, plan, nodes, lock, reason } = self;
+        if lock {
+            // Before minutes go into loading.
+            let bytes = plan.weight_bytes.saturating_add(plan.mapped_bytes);
+            numa::check_lockable(usize::try_from(bytes).unwrap_or(usize::MAX)).map_err(EngineFailure::Lock)?;
+        }
         let pool = nodes
             .pool(NonZeroUsize::new(request.threads).unwrap_or(NonZeroUsize::MIN))
             .map_err(|source| EngineError::Workers { threads: request.threads, source })?;
@@ -179,7 +187,7 @@ impl Opened {
             options.activations,
             request.kv_dtype.name(),
             options.load,
-            reason.map_or(String::new(), |reason| format!(" ({reason})")),
+            reason.map_or(String::new(), |reason| format!(" ({reason})")) + if lock { ", locked" } else { "" },
             nodes.words(),
             request.threads,
             request.width,
@@ -193,6 +201,9 @@ impl Opened {
             progress.set(at.done_bytes as u64);
             last = at;
         })?;
+        if lock {
+            model.lock().map_err(EngineFailure::Lock)?;
+        }
         let loaded = Loaded { model, pool, bytes: last.done_bytes, disk_bytes: last.disk_bytes, time: start.elapsed() };
         progress.line(&loaded.line());
         Ok(loaded)
@@ -240,6 +251,8 @@ impl Loaded {
 pub(crate) enum EngineFailure {
     #[error(transparent)]
     Load(#[from] LoadError),
+    #[error("`--mlock`: {0}; or leave the flag out")]
+    Lock(io::Error),
     #[error(transparent)]
     Start(#[from] EngineError),
 }

@@ -11,6 +11,7 @@ pub mod cores;
 pub mod direct;
 mod id_list;
 mod kernel_files;
+pub mod lock;
 pub mod memory;
 pub mod partition;
 mod placement;
@@ -21,6 +22,7 @@ pub mod topology;
 
 pub use bandwidth::read_bandwidth;
 pub use direct::{AlignedBuffer, DirectFile};
+pub use lock::{check_lockable, lock};
 pub use memory::{MemoryFacts, ProcessMemory};
 pub use partition::TileMut;
 pub use placement::Placement;

@@ -120,19 +120,6 @@ pub enum RegionError {
         /// The kernel's answer.
         errno: Errno,
     },
-    /// The kernel does not keep so much in memory for this process.
-    #[error(
-        "cannot lock {bytes} bytes in memory ({errno}): the limit is {}; raise it with `ulimit -l unlimited`, or with \
-         LimitMEMLOCK=infinity in the systemd unit", limit.map_or("unlimited".to_owned(), |limit| format!("{limit} bytes"))
-    )]
-    Lock {
-        /// Size of the region.
-        bytes: usize,
-        /// What this process may lock in all, if not everything.
-        limit: Option<u64>,
-        /// The kernel's answer.
-        errno: Errno,
-    },
 }
 
 fn on(node: Option<NodeId>) -> String {
@@ -161,8 +148,7 @@ impl From<RegionError> for io::Error {
             | RegionError::Advise { errno, .. }
             | RegionError::Prefault { errno, .. }
             | RegionError::Bind { errno, .. }
-            | RegionError::Query { errno, .. }
-            | RegionError::Lock { errno, .. } => Self::from(errno).kind(),
+            | RegionError::Query { errno, .. } => Self::from(errno).kind(),
         };
         Self::new(kind, error)
     }
@@ -309,19 +295,6 @@ impl Region {
     fn placement_by(&self, step: usize) -> io::Result<Placement> {
         let bytes = self.bytes;
         placement::query(self.start, bytes, step).map_err(|errno| RegionError::Query { bytes, errno }.into())
-    }
-
-    /// Keeps all its pages in memory, whatever else needs some; those that nobody touched are taken now, so prefault
-    /// first.
-    ///
-    /// # Errors
-    /// [`RegionError::Lock`], mostly because of the limit for locked memory, which is small where nobody raised it.
-    pub fn lock(&self) -> io::Result<()> {
-        // SAFETY: the range is in the mapping, and locking changes no byte.
-        unsafe { rustix::mm::mlock(self.start.as_ptr().cast(), self.bytes) }.map_err(|errno| {
-            let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
-            RegionError::Lock { bytes: self.bytes, limit, errno }.into()
-        })
     }
 }
 

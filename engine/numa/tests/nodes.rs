@@ -235,7 +235,7 @@ fn bound_memory_can_be_locked_where_the_limit_allows() {
     for node in nodes().iter().filter(|node| node.memory_bytes > 0) {
         let mut region = Region::on_node(BYTES, node.id).unwrap();
         region.prefault(None).unwrap();
-        match region.lock() {
+        match numa::lock(region.as_slice()) {
             Ok(()) => {}
             Err(error) => assert!(emulated().is_none() && error.to_string().contains("ulimit -l"), "{error}"),
         }

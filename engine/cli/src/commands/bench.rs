@@ -6,11 +6,11 @@
 //! values; their content changes no speed.
 
 use std::num::NonZeroUsize;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use engine_core::kv_cache::{BlockId, KvCache, KvShape, blocks_for};
 use engine_core::model::{Batch, Model, Row, Workspace};
-use numa::{MemoryFacts, ProcessMemory, Region};
+use numa::{MemoryFacts, Pinning, Pool, ProcessMemory, Region};
 use serde::Serialize;
 use simd::Dtype;
 
@@ -60,8 +60,10 @@ struct LoadFigures {
     disk_bytes: usize,
     load_seconds: f64,
     load_bytes_per_second: f64,
-    /// Bytes a second of direct reads alone, by as many threads, right before.
+    /// Bytes a second of direct reads alone, by as many threads, right before, into a few buffers.
     direct_read: f64,
+    /// Bytes a second at which memory for the weights is taken by as many threads, and nothing done with it.
+    first_touch: f64,
     fraction_of_direct_read: f64,
 }
 
@@ -108,17 +110,15 @@ pub(crate) fn run(arguments: &Bench) -> Result<(), Failure> {
     let opened = Opened::new(&arguments.model, &run, width, LogitRows::Last, work(&tests, arguments))?;
     let request = opened.request;
     let mut rows = Vec::new();
-    let mut direct_read = None;
+    let mut yardsticks = None;
     if arguments.load_test {
-        let reading = Instant::now();
-        let bytes = engine_core::model::read_only(&opened.checkpoint, request.threads)?;
-        let time = reading.elapsed();
-        direct_read = Some(bytes as f64 / time.as_secs_f64());
-        start += time; // not a part of loading
+        let before = Instant::now();
+        yardsticks = Some(Yardsticks::measure(&opened)?);
+        start += before.elapsed(); // not a part of loading
     }
     let loaded = opened.load()?;
-    if let Some(direct_read) = direct_read {
-        let row = load_figures(&loaded, direct_read);
+    if let Some(yardsticks) = yardsticks {
+        let row = load_figures(&loaded, &yardsticks);
         if arguments.output.output == Format::Text {
             print(load_line(&row))?;
         }
@@ -176,7 +176,38 @@ fn work(tests: &[Test], arguments: &Bench) -> Work {
     Work::Tokens { prompt: all(|test| test.n_prompt), generate: all(|test| test.n_gen.saturating_mul(test.width)) }
 }
 
-fn load_figures(loaded: &Loaded, direct_read: f64) -> LoadFigures {
+/// What loading is compared with.
+struct Yardsticks {
+    direct_read: f64,
+    first_touch: f64,
+}
+
+impl Yardsticks {
+    /// Memory is taken between two readings: that which lies free for some seconds a virtual machine's host takes back, and
+    /// lends it anew page by page, slower than most disks. So loading, which follows, finds it as this did.
+    fn measure(opened: &Opened) -> Result<Self, Failure> {
+        let threads = NonZeroUsize::new(opened.request.threads).unwrap_or(NonZeroUsize::MIN);
+        let mut reading = Duration::ZERO;
+        let mut read = || -> Result<u64, Failure> {
+            let start = Instant::now();
+            let bytes = engine_core::model::read_only(&opened.checkpoint, threads.get())?;
+            reading += start.elapsed();
+            Ok(bytes)
+        };
+        let mut bytes = read()?;
+        let first_touch = {
+            let mut pool = Pool::new(threads, Pinning::Free)?;
+            let mut region = Region::anonymous(opened.plan.weight_bytes as usize)?;
+            let start = Instant::now();
+            region.prefault(Some(&mut pool))?;
+            region.as_slice().len() as f64 / start.elapsed().as_secs_f64()
+        };
+        bytes += read()?;
+        Ok(Self { direct_read: bytes as f64 / reading.as_secs_f64(), first_touch })
+    }
+}
+
+fn load_figures(loaded: &Loaded, &Yardsticks { direct_read, first_touch }: &Yardsticks) -> LoadFigures {
     let model = &loaded.model;
     let load_seconds = loaded.time.as_secs_f64();
     let load_bytes_per_second = loaded.bytes as f64 / load_seconds;
@@ -189,20 +220,23 @@ fn load_figures(loaded: &Loaded, direct_read: f64) -> LoadFigures {
         load_seconds,
         load_bytes_per_second,
         direct_read,
+        first_touch,
         fraction_of_direct_read: load_bytes_per_second / direct_read,
     }
 }
 
 fn load_line(row: &LoadFigures) -> String {
+    let gigabytes = |bytes: usize| bytes as f64 / 1e9;
     format!(
-        "{:<8} {:.1} s, {:.2} GB/s, {:.3} of {:.2} GB/s of direct reads; {:.1} GB from the disk, {:.1} GB from the page cache\n",
+        "{:<8} {:.1} s, {:.2} GB/s, {:.3} of {:.2} GB/s of direct reads, memory alone comes at {:.2} GB/s; {:.1} GB from the disk, {:.1} GB from the page cache\n",
         row.test,
         row.load_seconds,
         row.load_bytes_per_second / 1e9,
         row.fraction_of_direct_read,
         row.direct_read / 1e9,
-        row.disk_bytes as f64 / 1e9,
-        (row.load_bytes - row.disk_bytes) as f64 / 1e9,
+        row.first_touch / 1e9,
+        gigabytes(row.disk_bytes),
+        gigabytes(row.load_bytes - row.disk_bytes),
     )
 }
 

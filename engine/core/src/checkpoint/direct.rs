@@ -31,6 +31,16 @@ impl<'c> DirectShards<'c> {
         Ok(Self { checkpoint, files })
     }
 
+    /// Drops what the page cache holds of the shards, see [`DirectFile::drop_cached`].
+    ///
+    /// # Errors
+    /// [`CheckpointError::Read`] with what the system says.
+    pub fn drop_cached(&self) -> Result<(), CheckpointError> {
+        self.checkpoint.release();
+        let failed = |file: &DirectFile, source| CheckpointError::Read { path: file.path().to_owned(), source };
+        self.files.iter().try_for_each(|file| file.drop_cached().map_err(|source| failed(file, source)))
+    }
+
     /// Reads all shards to their ends, `strip` bytes at a time by each of `readers` threads, and keeps nothing: how fast
     /// the disk is at best. Returns the bytes.
     ///

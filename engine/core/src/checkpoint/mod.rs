@@ -12,6 +12,7 @@ pub(crate) mod panels;
 mod scan;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -304,6 +305,17 @@ impl Checkpoint {
     pub fn release(&self) {
         for shard in &self.shards {
             let _ = shard.map.release();
+        }
+    }
+
+    /// Keeps all bytes of all shards in memory, or those at `only`.
+    ///
+    /// # Errors
+    /// What the system says, mostly about the limit for locked memory.
+    pub fn lock(&self, only: Option<&Location>) -> io::Result<()> {
+        match only {
+            Some(location) => numa::lock(self.bytes(location)),
+            None => self.shards.iter().try_for_each(|shard| numa::lock(shard.map.bytes())),
         }
     }
 

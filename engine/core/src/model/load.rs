@@ -115,14 +115,17 @@ pub enum LoadError {
     },
 }
 
-/// Reads a checkpoint past the page cache as [`Model::load`] does for `threads` workers, and does nothing with it.
-/// Returns the bytes; how long that takes is what loading is to be compared with.
+/// Reads a checkpoint past the page cache with the threads and in the strips of [`Model::load`] for `threads` workers, and
+/// does nothing with it. Returns the bytes; how long that takes is what loading is to be compared with. What the page cache
+/// holds of the checkpoint is dropped before, so that loading has to wait for the disk as this does.
 ///
 /// # Errors
 /// Shards that cannot be read, or threads that do not start.
 pub fn read_only(checkpoint: &Checkpoint, threads: usize) -> Result<u64, CheckpointError> {
     let total = checkpoint.shards().map(|(_, bytes)| bytes.len()).sum();
-    DirectShards::open(checkpoint)?.read_all(strips::readers(threads, total), strips::STRIP_BYTES)
+    let shards = DirectShards::open(checkpoint)?;
+    shards.drop_cached()?;
+    shards.read_all(strips::readers(threads, total), strips::STRIP_BYTES)
 }
 
 impl Model {

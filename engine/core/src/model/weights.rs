@@ -15,6 +15,7 @@ use simd::matmul::{MXFP4_BLOCK, Matrix};
 use super::load::{Load, ModelOptions};
 use super::rope_table::RopeTable;
 use super::source::{MXFP4_BLOCK_BYTES, Source};
+use super::strips::EMBEDDING;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::{ModelConfig, Sparse};
 use crate::homes::{Homes, NodePages};
@@ -117,6 +118,20 @@ impl Model {
         NodePages::of(&self.panels)
     }
 
+    /// Keeps all weights in memory, those in the map with them, whatever else needs some.
+    ///
+    /// # Errors
+    /// [`numa::lock::LockError`] with the limit that forbids it.
+    pub fn lock(&self) -> io::Result<()> {
+        match self.options.load {
+            Load::Mapped => self.checkpoint.lock(None),
+            Load::Resident => {
+                self.panels.iter().try_for_each(|region| numa::lock(region.as_slice()))?;
+                self.checkpoint.lock(Some(&self.checkpoint.location(EMBEDDING)))
+            }
+        }
+    }
+
     /// Whether the mapped weights that steps read are still the published ones; nothing that a step computed may leave
     /// before this was asked.
     ///
@@ -125,7 +140,7 @@ impl Model {
     pub fn check_intact(&self) -> Result<(), CheckpointError> {
         match self.options.load {
             Load::Mapped => self.checkpoint.check_intact(),
-            Load::Resident => self.checkpoint.check_intact_at(&self.checkpoint.location("model.embed_tokens.weight")),
+            Load::Resident => self.checkpoint.check_intact_at(&self.checkpoint.location(EMBEDDING)),
         }
     }
 

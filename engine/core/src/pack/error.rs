@@ -25,11 +25,11 @@ pub enum PackError {
     #[error("another `nightmonk pack` is writing {} at this moment", folder.display())]
     Busy { folder: PathBuf },
     #[error(
-        "{}: at least {needed} bytes more are needed, but {} are free; make room and start again: finished shards are kept",
-        folder.display(),
-        available.map_or("fewer".to_owned(), |bytes| bytes.to_string())
+        "{}: {}; make room and start again: finished shards are kept",
+        path.display(),
+        too_little(*needed, *available)
     )]
-    NoSpace { folder: PathBuf, needed: u64, available: Option<u64> },
+    NoSpace { path: PathBuf, needed: u64, available: Option<u64> },
     #[error(
         "{}: tensor `{tensor}` was read back and is not what was written; disk or memory of this machine is faulty",
         shard.display()
@@ -47,5 +47,18 @@ impl PackError {
     /// Gives an error of the operating system its place; for use with `map_err`.
     pub(super) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |error| Self::Io { doing, path: path.to_owned(), error }
+    }
+}
+
+/// How far a shard shrinks is known only when it is written, so a disk may be full that had room for the least.
+fn too_little(needed: u64, available: Option<u64>) -> String {
+    match available {
+        Some(available) if available >= needed => {
+            format!("no space left on its disk: more than the {available} bytes that are free are needed")
+        }
+        Some(available) => {
+            format!("no space on its disk: at least {needed} bytes more are needed, but {available} are free")
+        }
+        None => format!("no space left on its disk: at least {needed} bytes more are needed"),
     }
 }

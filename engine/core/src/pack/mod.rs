@@ -179,7 +179,7 @@ fn pack(
     if let Some(available) = available_bytes(target)
         && available < needed
     {
-        return Err(PackError::NoSpace { folder: target.into(), needed, available: Some(available) });
+        return Err(PackError::NoSpace { path: target.into(), needed, available: Some(available) });
     }
     if !output.is_finished() {
         for name in &small_files {

@@ -34,7 +34,7 @@ pub(super) struct Job<'a> {
     pub(super) needed: u64,
 }
 
-/// A shard that is being written; removed when dropped before it is finished.
+/// A shard that is being written.
 struct Unfinished {
     path: PathBuf,
     file: File,
@@ -91,9 +91,13 @@ impl Job<'_> {
         let unfinished = self.folder.join(format!("{}.unfinished", shard.file_name));
         let mut out = Unfinished::create(unfinished)?;
         let done = self.fill(shard, &mut out, progress).and_then(|()| self.verify(shard, &out.path, progress));
-        if let Err(error) = done {
+        if let Err(mut error) = done {
             // The error that led here matters more; the next run begins the file anew.
             let _ = fs::remove_file(&out.path);
+            drop(out); // an open file keeps its space
+            if let PackError::NoSpace { available, .. } = &mut error {
+                *available = available_bytes(self.folder);
+            }
             return Err(error);
         }
         fs::rename(&out.path, &target).map_err(PackError::io("cannot be renamed", &out.path))?;
@@ -146,11 +150,10 @@ impl Job<'_> {
 
     fn failed(&self, path: &Path, error: io::Error) -> PackError {
         match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => PackError::NoSpace {
-                folder: self.folder.into(),
-                needed: self.needed,
-                available: available_bytes(self.folder),
-            },
+            // What is free is known when the unfinished file is removed.
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                PackError::NoSpace { path: path.into(), needed: self.needed, available: None }
+            }
             _ => PackError::io("cannot be written", path)(error),
         }
     }
@@ -270,7 +273,8 @@ impl Job<'_> {
         Ok(true)
     }
 
-    /// Reads the file as loading does, expands every panel, and compares it with the source.
+    /// Reads the file as loading does, expands every panel, and compares it with the source: a few batches of each at a
+    /// time, so that a matrix of gigabytes is in this process neither once nor twice.
     fn verify(&self, shard: &PlannedShard, path: &Path, progress: &mut Progress) -> Result<(), PackError> {
         let map = MappedFile::open(path).map_err(PackError::io("cannot be read back", path))?;
         let found: HashMap<_, _> = header::read(path, map.bytes())?.tensors.into_iter().collect();
@@ -282,16 +286,23 @@ impl Job<'_> {
             let bytes = &map.bytes()[info.bytes.clone()];
             if info.layout == Layout::RowMajor {
                 let published = self.checkpoint.location(&tensor.source);
-                if self.checkpoint.bytes(&published) != bytes {
+                if published.size() != bytes.len() {
                     return Err(differs(tensor));
                 }
-                progress.add(bytes.len());
+                for (index, written) in bytes.chunks(BATCH_BYTES).enumerate() {
+                    let start = index * BATCH_BYTES;
+                    if self.checkpoint.bytes(&published.part(start..start + written.len())) != written {
+                        return Err(differs(tensor));
+                    }
+                    self.give_back(start);
+                    let _ = map.release();
+                    progress.add(written.len());
+                }
             } else {
                 let written = match info.layout {
                     Layout::Packed { .. } => Matrix::packed(bytes, tensor.matrix()).ok(),
                     _ => Matrix::panels(tensor.dtype(), bytes, tensor.matrix()),
                 };
-                let written = written.filter(|matrix| matrix.check_packed(0..matrix.panel_count()).is_ok());
                 let written = written.ok_or_else(|| differs(tensor))?;
                 let mut first = 0;
                 let equal = self.batches(tensor, |batch| {
@@ -299,7 +310,11 @@ impl Job<'_> {
                     let equal = (0..batch.panel_count()).into_par_iter().map_init(
                         || (vec![0; panel], vec![0; panel]),
                         |(got, want), index| {
-                            written.pack_panel_with(self.isa, first + index, got);
+                            let panel = first + index;
+                            if written.check_packed(panel..panel + 1).is_err() {
+                                return false;
+                            }
+                            written.pack_panel_with(self.isa, panel, got);
                             batch.pack_panel_with(self.isa, index, want);
                             got == want
                         },
@@ -377,9 +392,7 @@ pub(super) fn write_small(
     write().map_err(|error| match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             let _ = fs::remove_file(&unfinished);
-            let folder = path.parent().unwrap_or(path).to_owned();
-            let available = available_bytes(&folder);
-            PackError::NoSpace { folder, needed, available }
+            PackError::NoSpace { path: path.into(), needed, available: available_bytes(path.parent().unwrap_or(path)) }
         }
         _ => PackError::io("cannot be written", path)(error),
     })

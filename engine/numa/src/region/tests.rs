@@ -152,21 +152,6 @@ fn a_node_that_is_too_full_is_an_error_before_anything_is_taken() {
 }
 
 #[test]
-fn memory_is_locked_or_the_error_names_the_limit() {
-    let mut region = Region::anonymous(HUGE_PAGE).unwrap();
-    region.prefault(None).unwrap();
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
-    match region.lock() {
-        Ok(()) => assert!(smaps(region.start.addr().get(), "Locked") != "0 kB"),
-        Err(error) => assert!(error.to_string().contains(&limit.unwrap().to_string()), "{error}"),
-    }
-    let error = RegionError::Lock { bytes: 9, limit: Some(8192), errno: Errno::NOMEM };
-    let message = error.to_string();
-    assert!(message.contains("limit is 8192 bytes") && message.contains("ulimit -l"), "{message}");
-    assert!(message.contains("LimitMEMLOCK"), "{message}");
-}
-
-#[test]
 fn touching_takes_every_page_too() {
     let mut region = Region::anonymous(HUGE_PAGE + 1).unwrap();
     region.as_mut_slice()[3] = 5;

@@ -10,4 +10,5 @@ mod night;
 mod pack;
 mod same_bits;
 mod smollm2;
+mod stacked;
 mod tiny_model;

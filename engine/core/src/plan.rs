@@ -122,6 +122,12 @@ fn panel_bytes(spec: &TensorSpec, form: TensorForm) -> u64 {
             let layout = if form.layout == Layout::RowMajor { Layout::Panels } else { form.layout };
             (1, TensorForm { layout, ..form }.bytes([*rows, *cols]))
         }
+        (TensorKind::Stack { matrices, transposed: false }, [stacked, rows, cols]) => {
+            (matrices, Matrix::panel_bytes(form.dtype, [stacked * rows / matrices, *cols]))
+        }
+        (TensorKind::Stack { matrices, transposed: true }, [stacked, cols, rows]) => {
+            (matrices, Matrix::panel_bytes(form.dtype, [stacked * rows / matrices, *cols]))
+        }
         (TensorKind::Mxfp4Blocks { matrices }, [stacked, rows, blocks, _]) => {
             (matrices, Matrix::mxfp4_panel_bytes([stacked * rows / matrices, blocks * MXFP4_BLOCK]))
         }
@@ -137,6 +143,12 @@ fn strip_bytes(spec: &TensorSpec, form: TensorForm) -> usize {
             let panel = stored_bytes(&TensorSpec { shape: vec![PANEL.min(*rows), *cols], ..spec.clone() }, form);
             largest_strip(stored_bytes(spec, form) as usize, panel as usize)
         }
+        (TensorKind::Stack { matrices, transposed: false }, [_, _, cols]) => {
+            let matrix = stored_bytes(spec, form) as usize / matrices;
+            largest_strip(matrix, PANEL * cols * form.dtype.size())
+        }
+        // Read as a whole.
+        (TensorKind::Stack { transposed: true, .. }, [stacked, ..]) => stored_bytes(spec, form) as usize / stacked,
         // Rows of several matrices may lie in turn; each stack is cut on its own.
         (TensorKind::Mxfp4Blocks { matrices }, [stacked, _, blocks, bytes]) => {
             largest_strip(stored_bytes(spec, form) as usize / stacked, PANEL * (matrices / stacked) * blocks * bytes)
@@ -184,6 +196,8 @@ impl Plan {
         let all_experts: u64 = config.sparse_layers().map(|(_, sparse)| sparse.num_experts as u64).sum();
         let mut expert_bytes = 0;
         let mut strip = 0;
+        // Has panels wherever the weights live.
+        let mut unmapped = 0;
         for spec in config.tensors() {
             // Of what holds no numbers the type is that of the numbers that it stands for.
             let form = if spec.kind.is_numbers() { form_of(&spec.name).into() } else { Dtype::Bf16.into() };
@@ -192,7 +206,9 @@ impl Plan {
             // Returns what a token reads: packed panels as they are, of others only the weights.
             let mut matrix = |plan: &mut Self, form: TensorForm| {
                 plan.packed |= matches!(form.layout, Layout::Packed { .. });
-                if request.load == Load::Resident {
+                let transposed = matches!(spec.kind, TensorKind::Stack { transposed: true, .. });
+                unmapped += if transposed { stored_bytes(&spec, form) } else { 0 };
+                if request.load == Load::Resident || transposed {
                     plan.weight_bytes += panel_bytes(&spec, form);
                     strip = strip.max(strip_bytes(&spec, form));
                 }
@@ -227,7 +243,7 @@ impl Plan {
             plan.bytes_per_token += per_expert * active_experts;
         }
         match request.load {
-            Load::Mapped => plan.mapped_bytes = plan.checkpoint_bytes,
+            Load::Mapped => plan.mapped_bytes = plan.checkpoint_bytes - unmapped,
             Load::Resident => {
                 plan.weight_bytes += padding(request);
                 plan.load_bytes = load_buffer_bytes(request.threads, plan.checkpoint_bytes as usize, strip) as u64;

@@ -144,7 +144,7 @@ impl Checkpoint {
 
     fn from_shards(
         folder: &Path,
-        config: ModelConfig,
+        mut config: ModelConfig,
         shards: Vec<Shard>,
         placed: &BTreeMap<String, String>,
     ) -> Result<Self, CheckpointError> {
@@ -165,6 +165,7 @@ impl Checkpoint {
                 tensors.insert(name, (index, info));
             }
         }
+        config.find_experts(|name| tensors.contains_key(name));
         let is_scales = |spec: &TensorSpec| spec.kind == TensorKind::Mxfp4Scales;
         let scales = config.tensors().into_iter().filter(is_scales).map(|spec| spec.name).collect();
         let source = sources.pop().filter(|source| !source.is_empty());

@@ -16,7 +16,7 @@ pub use family::Family;
 pub use rope::{Rope, RopeScaling};
 pub use tensors::{StackedExperts, TensorKind, TensorSpec, expert_names, layer_names};
 
-use family::{ExpertNames, MlpRule, WindowRule};
+use family::{MlpRule, WindowRule};
 use fields::Fields;
 
 /// A decoder, as numbers and closed choices.
@@ -110,6 +110,12 @@ pub enum ExpertWeights {
 pub enum ExpertStorage {
     /// Each matrix is a tensor.
     Matrices,
+    /// Two tensors hold all experts' matrices: `[experts, 2 * moe_intermediate_size, hidden_size]`, the rows of gate and
+    /// then those of up, and `[experts, hidden_size, moe_intermediate_size]`.
+    Stacked,
+    /// The same with inputs as rows: `[experts, hidden_size, 2 * moe_intermediate_size]`, columns of gate and of up in
+    /// turn, and `[experts, moe_intermediate_size, hidden_size]`.
+    StackedTransposed,
     /// Three tensors hold all experts' blocks, scales and biases, gate and up row by row in turn.
     StackedMxfp4,
 }
@@ -176,12 +182,14 @@ pub enum ConfigError {
         why: String,
     },
     /// The architecture is not one of the table's.
-    #[error("{path}: architecture `{got}` is not supported; supported: {supported}")]
+    #[error("{path}: architecture `{got}` is not supported{lacks}; supported: {supported}")]
     Architecture {
         /// The file.
         path: PathBuf,
         /// What the file names.
         got: String,
+        /// What it would need, where that is known.
+        lacks: String,
         /// Names in the table.
         supported: String,
     },
@@ -257,7 +265,7 @@ impl ModelConfig {
         if root.optional_flag("mlp_bias")? == Some(true) {
             return Err(root.wrong("mlp_bias", "is true; MLP biases are not supported in this family".into()));
         }
-        check_quantization(&root, family)?;
+        let storage = expert_storage(&root, family)?;
         let rms_norm_eps = root.number_of(&["rms_norm_eps", "layernorm_epsilon", "norm_eps"], 1e-6)?;
         if !(rms_norm_eps as f32).is_normal() {
             return Err(root.wrong("rms_norm_eps", format!("is {rms_norm_eps}, which float32 cannot hold")));
@@ -269,7 +277,7 @@ impl ModelConfig {
             (rule, _) => rule,
         };
         let windows = windows(&root, family.window, num_layers)?;
-        let mlps = mlps(&root, family, num_layers)?;
+        let mlps = mlps(&root, family, storage, num_layers)?;
         for (index, layer) in mlps.iter().enumerate() {
             let Mlp::Sparse(sparse) = layer else { continue };
             let block = simd::matmul::MXFP4_BLOCK;
@@ -365,26 +373,26 @@ fn windows(root: &Fields, rule: WindowRule, num_layers: usize) -> Result<Vec<Opt
     Ok((0..num_layers).map(|layer| size.filter(|_| layer >= first_sliding)).collect())
 }
 
-/// The only quantised weights are those that a family is published with; whatever else is said is refused by name.
-fn check_quantization(root: &Fields, family: &Family) -> Result<(), ConfigError> {
+/// How experts are stored, as far as config.json says. The only quantised weights are those that a family is published
+/// with; whatever else is said is refused by name.
+fn expert_storage(root: &Fields, family: &Family) -> Result<ExpertStorage, ConfigError> {
     const FIELD: &str = "quantization_config";
-    let mxfp4 = matches!(family.experts, ExpertNames::StackedMxfp4 { .. });
-    match (root.object(FIELD)?, mxfp4) {
-        (None, false) => Ok(()),
-        (None, true) => {
-            Err(root
-                .wrong(FIELD, "is missing; this architecture is supported as published, with experts in MXFP4".into()))
+    let published = family.layouts.first().map_or(ExpertStorage::Matrices, |layout| layout.storage);
+    match (root.object(FIELD)?, published) {
+        (None, ExpertStorage::StackedMxfp4) => Ok(ExpertStorage::StackedTransposed),
+        (None, published) => Ok(published),
+        (Some(quantization), ExpertStorage::StackedMxfp4) => {
+            match quantization.optional_text("quant_method")? {
+                // What stays unquantised is checked by the tensors themselves; here only that it is a list.
+                Some("mxfp4") => quantization.optional_list("modules_to_not_convert").map(|_| published),
+                Some(other) => Err(quantization.wrong("quant_method", format!("is `{other}`; supported: mxfp4"))),
+                None => Err(quantization.wrong("quant_method", "is missing; supported: mxfp4".into())),
+            }
         }
-        (Some(_), false) => {
+        (Some(_), _) => {
             Err(root
                 .wrong(FIELD, "is present; supported are unquantised checkpoints with BF16, F16 or F32 weights".into()))
         }
-        (Some(quantization), true) => match quantization.optional_text("quant_method")? {
-            // What stays unquantised is checked by the tensors themselves; here only that it is a list.
-            Some("mxfp4") => quantization.optional_list("modules_to_not_convert").map(|_| ()),
-            Some(other) => Err(quantization.wrong("quant_method", format!("is `{other}`; supported: mxfp4"))),
-            None => Err(quantization.wrong("quant_method", "is missing; supported: mxfp4".into())),
-        },
     }
 }
 
@@ -404,12 +412,8 @@ fn activation(root: &Fields, rule: MlpRule) -> Result<Activation, ConfigError> {
     }
 }
 
-fn mlps(root: &Fields, family: &Family, num_layers: usize) -> Result<Vec<Mlp>, ConfigError> {
+fn mlps(root: &Fields, family: &Family, storage: ExpertStorage, num_layers: usize) -> Result<Vec<Mlp>, ConfigError> {
     let rule = family.mlp;
-    let storage = match family.experts {
-        ExpertNames::Each { .. } => ExpertStorage::Matrices,
-        ExpertNames::StackedMxfp4 { .. } => ExpertStorage::StackedMxfp4,
-    };
     let dense = || Ok(Mlp::Dense { intermediate_size: root.size("intermediate_size", 1..=1 << 20)? });
     let sparse = |moe_intermediate_size: usize, weights: ExpertWeights| {
         let num_experts = root.size_of(&["num_experts", "num_local_experts", "n_routed_experts"], 1..=4096)?;

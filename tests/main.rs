@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod damaged;
+mod dials;
 mod engine;
 mod golden;
 mod mixture;

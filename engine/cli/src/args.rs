@@ -8,6 +8,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use simd::matmul::Activations;
 use simd::{Dtype, Isa};
 
+use crate::dials::DialFlags;
+
 /// Runs large language models at full precision on this machine, and works through the night on private notes.
 #[derive(Parser)]
 #[command(name = "nightmonk", version, propagate_version = true)]
@@ -94,7 +96,7 @@ pub(crate) struct Sampling {
     pub(crate) seed: u64,
 }
 
-/// What decides bytes (isa, activations, cache types) and what decides speed and memory (the rest).
+/// What decides bytes (isa, activations, cache types, dials) and what decides speed and memory (the rest).
 #[derive(Args, Clone)]
 pub(crate) struct Run {
     /// Positions of a sequence; without it, the model's own, up to 8192
@@ -128,6 +130,8 @@ pub(crate) struct Run {
     /// Use a GPU: auto, off or require; this version computes on the CPU alone
     #[arg(long, env = "NIGHTMONK_GPU", value_name = "USE", default_value = "auto")]
     pub(crate) gpu: Gpu,
+    #[command(flatten)]
+    pub(crate) dials: DialFlags,
 }
 
 impl Run {

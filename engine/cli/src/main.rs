@@ -14,6 +14,7 @@ macro_rules! eprintln {
 
 mod args;
 mod commands;
+mod dials;
 mod failure;
 mod figures;
 mod internal_error;

@@ -274,7 +274,12 @@ impl Bencher<'_> {
         let prompt: Vec<usize> = (test.depth..test.depth + test.n_prompt).collect();
         for chunk in prompt.chunks(self.ubatch_size) {
             rows.clear();
-            rows.extend(chunk.iter().map(|position| Row { token: random(), position: *position, sequence: 0 }));
+            rows.extend(chunk.iter().map(|position| Row {
+                token: random(),
+                position: *position,
+                sequence: 0,
+                experts_per_token: None,
+            }));
             let last = [rows.len() - 1];
             let is_last = chunk.last() == prompt.last();
             let batch = Batch { rows: &rows, tables, logits: if is_last { &last } else { &[] } };
@@ -284,7 +289,12 @@ impl Bencher<'_> {
         let all: Vec<usize> = (0..test.width).collect();
         for position in test.depth..test.depth + test.n_gen {
             rows.clear();
-            rows.extend((0..test.width).map(|sequence| Row { token: random(), position, sequence }));
+            rows.extend((0..test.width).map(|sequence| Row {
+                token: random(),
+                position,
+                sequence,
+                experts_per_token: None,
+            }));
             let batch = Batch { rows: &rows, tables, logits: &all };
             self.model.forward(&batch, &mut self.kv, &mut self.space, &mut ());
             bytes += self.space.bytes_read();

@@ -6,7 +6,7 @@ use engine_core::plan::{DoesNotFit, Plan, bytes};
 use simd::Dtype;
 
 use crate::args::{self, Format};
-use crate::failure::Failure;
+use crate::failure::{Failure, wrong_dial};
 use crate::load_choice::Work;
 use crate::model;
 use crate::output::print;
@@ -36,7 +36,8 @@ fn refused(refusal: &DoesNotFit) -> serde_json::Result<serde_json::Value> {
 fn plan(arguments: &args::Plan) -> Result<Plan, Failure> {
     let width = arguments.width.get();
     if arguments.model.is_dir() && has_weights(&arguments.model) {
-        let checkpoint = Checkpoint::open(&arguments.model)?;
+        let mut checkpoint = Checkpoint::open(&arguments.model)?;
+        checkpoint.turn(&arguments.run.dials.dials()).map_err(|error| wrong_dial(&error))?;
         let (request, _) = model::plan_request(&arguments.run, checkpoint.config(), width)?;
         let form_of = |name: &str| checkpoint.form(name);
         let (mode, ram) = (arguments.run.load, arguments.ram);
@@ -46,7 +47,8 @@ fn plan(arguments: &args::Plan) -> Result<Plan, Failure> {
             true => arguments.model.join("config.json"),
             false => arguments.model.clone(),
         };
-        let config = ModelConfig::from_file(&file)?;
+        let mut config = ModelConfig::from_file(&file)?;
+        arguments.run.dials.dials().turn(&mut config).map_err(|error| wrong_dial(&error))?;
         let (request, _) = model::plan_request(&arguments.run, &config, width)?;
         let dtype = config.torch_dtype.unwrap_or(Dtype::Bf16);
         let (mode, ram) = (arguments.run.load, arguments.ram);

@@ -22,7 +22,7 @@ pub use error::CheckpointError;
 pub use map::MappedFile;
 pub use panels::{Layout, TensorForm};
 
-use crate::config::{ModelConfig, TensorKind, TensorSpec};
+use crate::config::{DialError, Dials, ModelConfig, TensorKind, TensorSpec};
 use header::{Element, TensorInfo};
 
 /// A folder's config and tensors.
@@ -183,6 +183,19 @@ impl Checkpoint {
     /// What config.json says.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// Turns what a user may turn; no tensor is touched.
+    ///
+    /// # Errors
+    /// [`DialError`], and then nothing is turned.
+    pub fn turn(&mut self, dials: &Dials) -> Result<(), DialError> {
+        dials.turn(&mut self.config)
+    }
+
+    /// See [`ModelConfig::for_context`].
+    pub fn for_context(&mut self, ctx_size: usize) {
+        self.config.for_context(ctx_size);
     }
 
     /// Paths and sizes in bytes of the shards, in the order of their names.

@@ -4,6 +4,7 @@
 //! [`family`], and a checkpoint is that row with numbers. Two dialects of config.json exist (hub files up to
 //! transformers 4, and files written by transformers 5); both are read here and nowhere else.
 
+mod dials;
 pub mod family;
 mod fields;
 mod rope;
@@ -12,8 +13,9 @@ mod tensors;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+pub use dials::{DialError, Dials, ScalingMethod};
 pub use family::Family;
-pub use rope::{Rope, RopeScaling};
+pub use rope::{Rope, RopeScaling, YarnAttention};
 pub use tensors::{StackedExperts, TensorKind, TensorSpec, expert_names, layer_names};
 
 use family::{MlpRule, WindowRule};
@@ -82,8 +84,10 @@ pub enum Mlp {
 pub struct Sparse {
     /// Experts in the layer.
     pub num_experts: usize,
-    /// Experts that a token goes through.
+    /// Experts that a token goes through, where its request does not say.
     pub num_experts_per_tok: usize,
+    /// Experts that a request may ask for.
+    pub most_experts_per_tok: usize,
     /// Rows of an expert's gate and up.
     pub moe_intermediate_size: usize,
     /// Factors of the chosen experts' outputs.
@@ -206,6 +210,8 @@ pub enum ConfigError {
 }
 
 const CONFIG_BYTES_MAX: u64 = 4 << 20;
+/// A sequence of more positions is none that there is.
+const POSITIONS_MAX: usize = 1 << 24;
 /// Experts of all layers together; Kimi K2 has 23,040. A config.json of a few bytes must not ask for gigabytes of names.
 const EXPERTS_MAX: usize = 1 << 17;
 
@@ -270,7 +276,7 @@ impl ModelConfig {
         if !(rms_norm_eps as f32).is_normal() {
             return Err(root.wrong("rms_norm_eps", format!("is {rms_norm_eps}, which float32 cannot hold")));
         }
-        let max_position_embeddings = root.size("max_position_embeddings", 1..=1 << 24)?;
+        let max_position_embeddings = root.size("max_position_embeddings", 1..=POSITIONS_MAX)?;
         let explicit_bias = root.optional_flag("attention_bias")?.unwrap_or(false);
         let attention_bias = match (family.attention_bias, explicit_bias) {
             (AttentionBias::None, true) => AttentionBias::Qkvo,
@@ -315,6 +321,26 @@ impl ModelConfig {
             layers,
             torch_dtype,
         })
+    }
+
+    /// Positions that a context may have: those that the model was made for, and where its frequencies are stretched by
+    /// YaRN or follow the length, those that they are stretched to. (Of linear scaling config.json says one or the other,
+    /// so the smaller is taken; `--rope-scale` says more.)
+    pub fn longest_context(&self) -> usize {
+        match self.rope.scaling {
+            RopeScaling::Yarn { factor, original_max_position_embeddings: original, .. }
+            | RopeScaling::Dynamic { factor, original_max_position_embeddings: original, .. } => {
+                self.max_position_embeddings.max((factor * original) as usize).min(POSITIONS_MAX)
+            }
+            _ => self.max_position_embeddings,
+        }
+    }
+
+    /// Gives frequencies that follow the length of a sequence those for `ctx_size` positions.
+    pub fn for_context(&mut self, ctx_size: usize) {
+        if let RopeScaling::Dynamic { length, .. } = &mut self.rope.scaling {
+            *length = ctx_size as f64;
+        }
     }
 
     /// Width of all query heads together.
@@ -424,7 +450,15 @@ fn mlps(root: &Fields, family: &Family, storage: ExpertStorage, num_layers: usiz
         let spellings = ["num_experts_per_tok", "experts_per_token", "num_experts_per_token", "top_k_experts"];
         let num_experts_per_tok = root.size_of(&spellings, 1..=num_experts)?;
         let biased = rule == MlpRule::GptOss;
-        Ok(Mlp::Sparse(Sparse { num_experts, num_experts_per_tok, moe_intermediate_size, weights, biased, storage }))
+        Ok(Mlp::Sparse(Sparse {
+            num_experts,
+            num_experts_per_tok,
+            most_experts_per_tok: num_experts_per_tok,
+            moe_intermediate_size,
+            weights,
+            biased,
+            storage,
+        }))
     };
     match rule {
         MlpRule::Dense => (0..num_layers).map(|_| dense()).collect(),

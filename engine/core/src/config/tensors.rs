@@ -64,6 +64,11 @@ impl TensorSpec {
         }
     }
 
+    /// Whether it belongs to experts.
+    pub fn is_of_expert(&self) -> bool {
+        self.name.contains(".experts.")
+    }
+
     /// Bytes in the shards, where numbers have type `dtype`.
     pub fn published_bytes(&self, dtype: Dtype) -> u64 {
         match self.kind.is_numbers() {

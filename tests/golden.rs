@@ -5,7 +5,7 @@ use engine_core::model::{Model, Observer};
 use engine_core::session::Evaluator;
 use simd::{Dtype, Isa};
 
-use crate::models::{FAMILIES, Reference, load_golden, options, pool};
+use crate::models::{FAMILIES, Reference, VARIANTS, load_golden, options, pool};
 
 /// Root mean square of `got - want`, over that of `want`.
 fn relative_error(got: &[f32], want: &[f32]) -> f64 {
@@ -50,7 +50,7 @@ fn every_family_agrees_with_transformers_in_float32() {
         "{:<20}{:<10}{:>12}{:>14}{:>14}{:>14}",
         "family", "isa", "rms error", "bf16's error", "layers' worst", "f16 cache"
     );
-    for family in FAMILIES {
+    for family in FAMILIES.into_iter().chain(VARIANTS) {
         let reference = Reference::of(family);
         let tokens = reference.ids("token_ids");
         let want = reference.floats("logits");
@@ -92,7 +92,7 @@ fn every_family_agrees_with_transformers_in_float32() {
 
 #[test]
 fn greedy_continuations_are_those_of_transformers_with_every_type_of_cache() {
-    for family in FAMILIES {
+    for family in FAMILIES.into_iter().chain(VARIANTS) {
         let reference = Reference::of(family);
         let (prompt, want) = (reference.ids("greedy_prompt"), reference.ids("greedy"));
         for dtype in [Dtype::F32, Dtype::F16] {

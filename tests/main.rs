@@ -9,6 +9,7 @@ mod mixture;
 mod models;
 mod night;
 mod pack;
+mod plan_table;
 mod same_bits;
 mod smollm2;
 mod stacked;

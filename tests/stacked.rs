@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 
 use engine_core::checkpoint::{Checkpoint, CheckpointError};
 use engine_core::model::{Load, Model, ModelOptions};
@@ -141,36 +140,6 @@ fn stacked_experts_give_the_bits_of_published_ones_wherever_they_live() {
 }
 
 #[test]
-fn a_plan_counts_the_bytes_that_stacks_take() {
-    for folder in [fused("qwen3_moe"), fused("mixtral"), expanded("gpt_oss")] {
-        for load_from in [Load::Resident, Load::Mapped] {
-            let model = load(folder.path(), ModelOptions { load: load_from, ..options(Isa::detect()) });
-            let checkpoint = model.checkpoint();
-            let request = engine_core::plan::PlanRequest {
-                ctx_size: 64,
-                width: 1,
-                ubatch_size: 16,
-                logits: 1,
-                threads: 1,
-                kv_dtype: simd::Dtype::F16,
-                load: load_from,
-                nodes: 1,
-            };
-            let plan = engine_core::plan::Plan::new(model.config(), |name| checkpoint.form(name), &request);
-            let vectors: u64 = checkpoint
-                .tensors()
-                .iter()
-                .filter(|tensor| tensor.kind == engine_core::config::TensorKind::Vector)
-                .map(|tensor| 4 * tensor.parameters())
-                .sum();
-            let padding = plan.weight_bytes - vectors - model.resident_bytes() as u64;
-            assert!(padding < 64, "the plan has {padding} bytes too many, or too few");
-            assert_eq!(plan.bytes_per_token as usize, model.bytes_per_token());
-        }
-    }
-}
-
-#[test]
 fn stacks_that_are_wrong_or_to_be_packed_are_refused_by_name() {
     let folder = fused("qwen3_moe");
     let target = tempfile::tempdir().unwrap();
@@ -189,12 +158,4 @@ fn stacks_that_are_wrong_or_to_be_packed_are_refused_by_name() {
     unquantised.as_object_mut().unwrap().remove("quantization_config");
     let refused = Checkpoint::open(write(&published("gpt_oss"), &unquantised).path()).err().unwrap().to_string();
     assert!(refused.contains("experts.gate_up_proj"), "{refused}");
-}
-
-#[test]
-fn an_unknown_architecture_is_refused_with_what_it_lacks() {
-    let path = Path::new("config.json");
-    let config = br#"{"architectures": ["DeepseekV3ForCausalLM"]}"#;
-    let refused = engine_core::config::ModelConfig::from_json(path, config).unwrap_err().to_string();
-    assert!(refused.contains("latent attention") && refused.contains("Qwen3MoeForCausalLM"), "{refused}");
 }

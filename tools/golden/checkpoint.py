@@ -142,8 +142,6 @@ def write_fused(family: Family, folder: Path) -> None:
         if "quantization_config" in family.config:
             options["quantization_config"] = transformers.Mxfp4Config(dequantize=True)
         model = transformers.AutoModelForCausalLM.from_pretrained(published, **options)
-        if "quantization_config" in family.config:
-            del model.config.quantization_config
         model.save_pretrained(folder, save_original_format=False)
     stacks = [n for n in safetensors.torch.load_file(folder / "model.safetensors") if n.endswith("gate_up_proj")]
     assert len(stacks) == len(family.moe_layers), f"{family.name}: {stacks}"

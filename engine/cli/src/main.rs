@@ -18,6 +18,7 @@ mod dials;
 mod failure;
 mod figures;
 mod internal_error;
+mod limits;
 mod load_choice;
 mod model;
 mod nodes;

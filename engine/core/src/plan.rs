@@ -340,7 +340,7 @@ impl Plan {
         request: &PlanRequest,
         available_bytes: u64,
     ) -> Result<Self, Box<DoesNotFit>> {
-        let plan = Self::new(config, form_of, request);
+        let plan = Self::new(config, &form_of, request);
         if plan.total_bytes <= available_bytes {
             return Ok(plan);
         }
@@ -356,7 +356,7 @@ impl Plan {
             if fits(middle) { fitting = middle } else { too_many = middle }
         }
         let ctx_size_that_fits = (fitting > 0).then_some(fitting);
-        let instead = plan.instead(config, form_of, request, available_bytes);
+        let instead = plan.instead(config, &form_of, request, available_bytes);
         Err(Box::new(DoesNotFit { plan, available_bytes, ctx_size_that_fits, instead }))
     }
 
@@ -387,7 +387,7 @@ impl Plan {
             ways.push(("a folder of `nightmonk pack`", with(request, true)));
         }
         if shrinks && request.kv_dtype == Dtype::F32 {
-            ways.push(("both of these", with(&of_f16, true)));
+            ways.push(("`--cache-type-k f16` and a folder of `nightmonk pack`", with(&of_f16, true)));
         }
         if request.width > 1 {
             let alone = PlanRequest { width: 1, logits: request.logits.min(1), ..*request };

@@ -59,10 +59,13 @@ fn logits(model: &Model, tokens: &[u32]) -> (Vec<u32>, Vec<u32>) {
     (bits, routed.0)
 }
 
+/// A family, a dial, and the config.json that says the same.
+type Case<'a> = (&'a str, Dials, &'a dyn Fn(&mut Value));
+
 #[test]
 fn a_dial_gives_the_bits_of_a_checkpoint_with_its_numbers() {
     let yarn = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 48});
-    let cases: [(&str, Dials, &dyn Fn(&mut Value)); 9] = [
+    let cases: [Case; 9] = [
         ("qwen3_moe", Dials { experts_per_token: Some(8), ..Dials::default() }, &|c| {
             c["num_experts_per_tok"] = json!(8)
         }),

@@ -1,7 +1,9 @@
 //! What llama.cpp calls each tensor, and how it wants it stored.
 
 use engine_core::checkpoint::Checkpoint;
-use engine_core::config::{AttentionBias, Mlp, ModelConfig, QkNorm, RopeScaling, expert_names, layer_names};
+use engine_core::config::{
+    AttentionBias, ExpertStorage, Mlp, ModelConfig, QkNorm, RopeScaling, expert_names, layer_names,
+};
 use simd::Dtype;
 
 /// A tensor of the GGUF file: one of the checkpoint's, or several stacked.
@@ -89,6 +91,9 @@ pub(super) fn tensors(checkpoint: &Checkpoint) -> Result<Vec<Stored>, String> {
                 for part in ["gate", "up", "down"] {
                     list.matrix(&to(&format!("ffn_{part}.weight")), &from(&format!("mlp.{part}_proj.weight")));
                 }
+            }
+            Mlp::Sparse(sparse) if sparse.storage != ExpertStorage::Matrices => {
+                return Err("experts in stacks are not written as GGUF here".into());
             }
             Mlp::Sparse(sparse) => {
                 list.floats(to("ffn_gate_inp.weight"), config.router_name(index));

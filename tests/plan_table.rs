@@ -291,7 +291,7 @@ fn what_does_not_fit_is_refused_with_what_would() {
     // F16 halves the keys and values: 3.75 GiB in place of 7.5.
     let (status, _, said) = plan(&["-m", file, "--ram", "62GiB", "--load", "resident", "-c", "40960", "-ctk", "f32"]);
     assert_eq!(status, Some(3), "{said}");
-    assert!(said.contains("or `--cache-type-k f16`"), "{said}");
+    assert!(said.contains("it fits with `--cache-type-k f16`"), "{said}");
 }
 
 #[test]

@@ -126,8 +126,11 @@ impl DoesNotFit {
                 if *width > 1 { ", try `--width 1`" } else { "" }
             ),
         };
-        let ways = self.instead.iter().map(|(way, total)| format!(", or {way} ({})", bytes(*total)));
-        needs + &ways.collect::<String>()
+        let ways = self.instead.iter().map(|(way, total)| format!("with {way} ({})", bytes(*total)));
+        match ways.collect::<Vec<_>>().join(" or ") {
+            ways if ways.is_empty() => needs,
+            ways => format!("{needs}; as asked for, it fits {ways}"),
+        }
     }
 }
 

@@ -151,22 +151,18 @@ fn table(planned: &Planned) -> String {
 }
 
 fn of_gpu(gpu: &OnGpu) -> String {
-    let needed = format!(
-        "of {}: all but experts, as published, and {} keys and values",
-        bytes(gpu.vram_bytes),
-        bytes(gpu.kv_bytes)
-    );
+    let (vram, kv) = (bytes(gpu.vram_bytes), bytes(gpu.kv_bytes));
     let beside = match gpu.fits {
-        false => "do not fit; this version computes on the CPU alone".to_owned(),
-        true if gpu.experts == 0 => "fit; this version computes on the CPU alone".to_owned(),
-        true => format!(
-            "and {} of {} experts of {} fit; this version computes on the CPU alone",
-            gpu.experts_that_fit,
-            gpu.experts,
-            bytes(gpu.expert_bytes)
-        ),
+        false => "it does not fit".to_owned(),
+        true if gpu.experts == 0 => "it fits".to_owned(),
+        true => {
+            let (count, all, each) = (gpu.experts_that_fit, gpu.experts, bytes(gpu.expert_bytes));
+            format!("{count} of {all} experts of {each} fit beside it")
+        }
     };
-    row("GPU", gpu.always_bytes.saturating_add(gpu.kv_bytes), &format!("{needed} {beside}"))
+    let what =
+        format!("of {vram}: all but experts, and {kv} of keys and values; {beside} (this version has no use for it)");
+    row("GPU", gpu.always_bytes.saturating_add(gpu.kv_bytes), &what)
 }
 
 fn speeds(expected: &Expected, ctx_size: usize) -> String {

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod damaged;
+mod dials;
 mod engine;
 mod golden;
 mod locked;
@@ -9,6 +10,8 @@ mod mixture;
 mod models;
 mod night;
 mod pack;
+mod plan_table;
 mod same_bits;
 mod smollm2;
+mod stacked;
 mod tiny_model;

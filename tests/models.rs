@@ -12,9 +12,21 @@ use safetensors::SafeTensors;
 use simd::Isa;
 use simd::matmul::Activations;
 
-/// Families with golden data.
+/// Families with golden data, as published.
 pub(crate) const FAMILIES: [&str; 9] =
     ["llama", "llama3", "mistral", "qwen2", "qwen3", "qwen3_moe", "qwen3_moe_unnormed", "mixtral", "gpt_oss"];
+
+/// Golden data of other layouts, and of contexts beyond the original length with each way to stretch them.
+pub(crate) const VARIANTS: [&str; 8] = [
+    "qwen3_moe_fused",
+    "mixtral_fused",
+    "gpt_oss_bf16",
+    "rope_none",
+    "rope_linear",
+    "rope_dynamic",
+    "rope_yarn",
+    "rope_yarn_own",
+];
 
 /// `tests/golden`.
 pub(crate) fn golden() -> PathBuf {
@@ -38,6 +50,13 @@ pub(crate) fn load_for(pool: &Pool, folder: &Path, options: ModelOptions) -> Mod
 
 pub(crate) fn options(isa: Isa) -> ModelOptions {
     ModelOptions { isa, activations: Activations::Bf16x2, load: Load::Resident, threads: 1 }
+}
+
+/// A golden model for sequences of `ctx_size` tokens.
+pub(crate) fn load_golden(family: &str, ctx_size: usize, options: ModelOptions) -> Model {
+    let mut checkpoint = Checkpoint::open(&golden().join(family)).unwrap();
+    checkpoint.for_context(ctx_size);
+    Model::from_checkpoint(checkpoint, options, &mut |_| {}).unwrap()
 }
 
 pub(crate) fn load(folder: &Path, options: ModelOptions) -> Model {

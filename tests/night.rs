@@ -425,6 +425,22 @@ fn a_job_that_is_done_does_nothing_and_its_report_cites_every_note() {
 }
 
 #[test]
+fn a_turned_dial_does_every_step_anew_and_turned_back_none() {
+    let model = tiny_model("qwen3_moe");
+    let desk = Desk::new(&model);
+    let (plain, _) = desk.run(&[]);
+    let count = desk.store().records.len();
+    for dial in [["--experts-per-token", "2"], ["--rope-freq-base", "20000"], ["--attention-window", "9"]] {
+        let (turned, stderr) = desk.run(&dial);
+        assert!(turned != plain && run(&turned) != run(&plain), "{dial:?} changes nothing");
+        assert!(stderr.contains(", 0 of them done before this run"), "{dial:?}: {stderr}");
+    }
+    let (again, stderr) = desk.run(&[]);
+    assert!(again == plain);
+    assert!(stderr.contains(&format!("{count} steps, {count} of them done before this run")), "{stderr}");
+}
+
+#[test]
 fn nothing_of_notes_and_answers_is_logged() {
     let model = tiny_model("qwen3_moe");
     let desk = Desk::new(&model);

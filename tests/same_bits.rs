@@ -110,7 +110,7 @@ fn logits_are_bit_equal_alone_and_beside_three_other_sequences() {
                         if sequence == 1 {
                             ours.push(rows.len());
                         }
-                        rows.push(Row { token: all[position], position, sequence });
+                        rows.push(Row { token: all[position], position, sequence, experts_per_token: None });
                     }
                     done[sequence] += take;
                 }

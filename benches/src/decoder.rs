@@ -107,14 +107,18 @@ impl Decoder {
 
     /// Computes the positions `positions` of one sequence, with logits of the last one.
     pub fn prefill(&mut self, positions: Range<usize>) -> Step {
-        let rows: Vec<Row> = positions.map(|position| Row { token: self.token(), position, sequence: 0 }).collect();
+        let rows: Vec<Row> = positions
+            .map(|position| Row { token: self.token(), position, sequence: 0, experts_per_token: None })
+            .collect();
         self.step(&rows, &[rows.len() - 1])
     }
 
     /// Computes position `position` of `width` sequences, with logits. What lies before is zero, or of an earlier step;
     /// that changes no speed.
     pub fn decode(&mut self, position: usize, width: usize) -> Step {
-        let rows: Vec<Row> = (0..width).map(|sequence| Row { token: self.token(), position, sequence }).collect();
+        let rows: Vec<Row> = (0..width)
+            .map(|sequence| Row { token: self.token(), position, sequence, experts_per_token: None })
+            .collect();
         let all: Vec<usize> = (0..width).collect();
         self.step(&rows, &all)
     }

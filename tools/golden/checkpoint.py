@@ -6,9 +6,12 @@ what the golden data fixes, and a mistake of ours in a name is an error here, no
 
 import json
 import re
+import tempfile
 from pathlib import Path
 
+import safetensors.torch
 import torch
+import transformers
 from safetensors.torch import save_file
 
 from families import Family
@@ -128,6 +131,20 @@ def write(family: Family, folder: Path) -> None:
         weight_map |= dict.fromkeys(shard, file)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     write_json(folder / "model.safetensors.index.json", index)
+
+
+def write_fused(family: Family, folder: Path) -> None:
+    """Writes what transformers saves of the model when it keeps the tensors that it computes with."""
+    with tempfile.TemporaryDirectory() as published:
+        published = Path(published)
+        write(family, published)
+        options = {"dtype": torch.bfloat16}
+        if "quantization_config" in family.config:
+            options["quantization_config"] = transformers.Mxfp4Config(dequantize=True)
+        model = transformers.AutoModelForCausalLM.from_pretrained(published, **options)
+        model.save_pretrained(folder, save_original_format=False)
+    stacks = [n for n in safetensors.torch.load_file(folder / "model.safetensors") if n.endswith("gate_up_proj")]
+    assert len(stacks) == len(family.moe_layers), f"{family.name}: {stacks}"
 
 
 def write_json(path: Path, value: object) -> None:

@@ -25,6 +25,8 @@ class Family:
     biased: tuple[str, ...] = field(default=())
     #: Per-head norm of q and k.
     qk_norm: bool = False
+    #: As transformers writes what it computes with, config.json included: experts in stacks.
+    fused: bool = False
     #: Config changes that each must move the logits far beyond the bound that engines are held to.
     misreadings: tuple[dict, ...] = ()
 
@@ -59,6 +61,15 @@ def _config(architecture: str, model_type: str, **fields) -> dict:
         "use_cache": True,
         **fields,
     }
+
+
+def _tiny(architecture: str, model_type: str, max_position_embeddings: int, **fields) -> dict:
+    sizes = {
+        "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False, "max_position_embeddings": max_position_embeddings,
+    }
+    return _config(architecture, model_type) | sizes | fields | _HUB
 
 
 _HUB = {"torch_dtype": "bfloat16", "transformers_version": "4.51.0"}
@@ -253,6 +264,115 @@ FAMILIES = [
             {"swiglu_alpha": 1.0},
             {"rope_scaling": None},
             {"rms_norm_eps": 1e-6},
+        ),
+    ),
+    # Beyond the length that a model was made for, with each way to stretch it: tiny models of two layers.
+    Family(
+        "rope_none",
+        _tiny("LlamaForCausalLM", "llama", 32, rope_theta=10000.0, rope_scaling=None),
+        seed=1001, num_tokens=96, embed_std=0.1,
+        misreadings=({"rope_theta": 9000.0},),
+    ),
+    Family(
+        "rope_linear",
+        _tiny(
+            "LlamaForCausalLM", "llama", 32, rope_theta=10000.0, rope_scaling={"type": "linear", "factor": 4.0},
+            attention_bias=True,
+        ),
+        seed=1101, num_tokens=96, embed_std=0.1, biased=("q_proj", "k_proj", "v_proj", "o_proj"),
+        misreadings=({"rope_scaling": None}, {"rope_scaling": {"type": "linear", "factor": 3.9}}),
+    ),
+    # Frequencies depend on the length of the sequence: 96 tokens of a model made for 64.
+    Family(
+        "rope_dynamic",
+        _tiny(
+            "LlamaForCausalLM", "llama", 64, rope_theta=10000.0, rope_scaling={"type": "dynamic", "factor": 2.0},
+        ),
+        seed=1201, num_tokens=96, embed_std=0.1,
+        misreadings=(
+            {"rope_scaling": None},
+            {"rope_scaling": {"type": "dynamic", "factor": 2.2}},
+            {"max_position_embeddings": 60},
+        ),
+    ),
+    # Qwen's own advice for long texts; six query heads on one.
+    Family(
+        "rope_yarn",
+        _tiny(
+            "Qwen3ForCausalLM", "qwen3", 32, rope_theta=1000000.0, num_attention_heads=6, num_key_value_heads=1,
+            rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+        ),
+        seed=1301, num_tokens=96, embed_std=0.1, qk_norm=True,
+        misreadings=(
+            {"rope_scaling": None},
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}},
+            {"rope_scaling": {
+                "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "attention_factor": 1.0,
+            }},
+        ),
+    ),
+    # The same with a ramp that is not rounded and a factor of its own.
+    Family(
+        "rope_yarn_own",
+        _tiny(
+            "Qwen2ForCausalLM", "qwen2", 32, rope_theta=10000.0, use_sliding_window=False, sliding_window=None,
+            rope_scaling={
+                "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32, "truncate": False,
+                "attention_factor": 1.25, "beta_fast": 4.0, "beta_slow": 0.5,
+            },
+        ),
+        seed=1401, num_tokens=96, embed_std=0.1, biased=("q_proj", "k_proj", "v_proj"),
+        misreadings=(
+            {"rope_scaling": None},
+            {"rope_scaling": {
+                "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32, "truncate": True,
+                "attention_factor": 1.25, "beta_fast": 4.0, "beta_slow": 0.5,
+            }},
+        ),
+    ),
+    # What transformers 5 and training programs write: experts in stacks.
+    Family(
+        "qwen3_moe_fused",
+        _tiny(
+            "Qwen3MoeForCausalLM", "qwen3_moe", 512, rope_theta=10000.0, rope_scaling=None, attention_bias=True,
+            use_sliding_window=True, sliding_window=20, max_window_layers=4,
+            decoder_sparse_step=1, mlp_only_layers=[0], moe_intermediate_size=24, num_hidden_layers=3,
+            num_experts=4, num_experts_per_tok=2, norm_topk_prob=True,
+        ),
+        seed=1503, num_tokens=96, embed_std=0.1, qk_norm=True, fused=True,
+        biased=("q_proj", "k_proj", "v_proj", "o_proj"),
+        misreadings=({"norm_topk_prob": False}, {"sliding_window": 21}, {"sliding_window": None}),
+    ),
+    Family(
+        "mixtral_fused",
+        _tiny(
+            "MixtralForCausalLM", "mixtral", 512, rope_theta=10000.0, sliding_window=20,
+            num_local_experts=4, num_experts_per_tok=2, intermediate_size=40,
+        ),
+        seed=1601, num_tokens=96, embed_std=0.1, fused=True,
+        misreadings=({"num_experts_per_tok": 1}, {"sliding_window": 19}),
+    ),
+    Family(
+        "gpt_oss_bf16",
+        _tiny(
+            "GptOssForCausalLM", "gpt_oss", 512, rope_theta=150000, initial_context_length=64, head_dim=16,
+            num_attention_heads=4, intermediate_size=32, attention_bias=True,
+            rope_scaling={
+                "beta_fast": 32.0, "beta_slow": 1.0, "factor": 8.0, "original_max_position_embeddings": 64,
+                "rope_type": "yarn", "truncate": False,
+            },
+            sliding_window=20, layer_types=["sliding_attention", "full_attention"],
+            num_local_experts=4, num_experts_per_tok=2, experts_per_token=2, swiglu_limit=1.5,
+            quantization_config={
+                "modules_to_not_convert": [
+                    "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head",
+                ],
+                "quant_method": "mxfp4",
+            },
+        ),
+        seed=1701, num_tokens=96, embed_std=0.1, fused=True, biased=("q_proj", "k_proj", "v_proj", "o_proj"),
+        misreadings=(
+            {"num_experts_per_tok": 1}, {"sliding_window": 19}, {"swiglu_limit": 7.0},
         ),
     ),
 ]

@@ -135,7 +135,7 @@ def make(family: Family) -> dict:
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
         old.unlink()
-    checkpoint.write(family, folder)
+    (checkpoint.write_fused if family.fused else checkpoint.write)(family, folder)
     model = load(folder, torch.float32)
     # Only inputs are drawn from this one: weights have their own generator.
     generator = torch.Generator().manual_seed(family.seed + 1)

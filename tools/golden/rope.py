@@ -16,6 +16,15 @@ CASES = {
         "head_dim": 128, "max_position_embeddings": 16384, "rope_theta": 10000.0,
         "rope_scaling": {"type": "linear", "factor": 4.0},
     },
+    # Of a sequence that ends at the last of the positions.
+    "dynamic, twice the length": {
+        "head_dim": 128, "max_position_embeddings": 2048, "rope_theta": 10000.0,
+        "rope_scaling": {"type": "dynamic", "factor": 2.0},
+    },
+    "dynamic, within the length": {
+        "head_dim": 64, "max_position_embeddings": 4096, "rope_theta": 10000.0,
+        "rope_scaling": {"rope_type": "dynamic", "factor": 4.0},
+    },
     "llama3, Llama 3.1 8B": {
         "head_dim": 128, "max_position_embeddings": 131072, "rope_theta": 500000.0,
         "rope_scaling": {

@@ -63,8 +63,8 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return e / e.sum(-1, keepdims=True)
 
 
-def rope_frequencies(config: dict, dim: int) -> tuple[np.ndarray, float]:
-    """(radians per position [dim / 2], factor of cos and sin), either dialect of config.json."""
+def rope_frequencies(config: dict, dim: int, length: int) -> tuple[np.ndarray, float]:
+    """(radians per position [dim / 2], factor of cos and sin) of a sequence, either dialect of config.json."""
     rope = config.get("rope_parameters") or {"rope_theta": config["rope_theta"]} | (config.get("rope_scaling") or {})
     theta = rope["rope_theta"]
     frequencies = float(theta) ** (-np.arange(0, dim, 2) / dim)
@@ -74,6 +74,11 @@ def rope_frequencies(config: dict, dim: int) -> tuple[np.ndarray, float]:
             return frequencies, 1.0
         case "linear":
             return frequencies / rope["factor"], 1.0
+        case "dynamic":
+            # A base such that the slowest pair turns as much in the sequence as it did in the longest one of training.
+            longest = config["max_position_embeddings"]
+            stretch = max(rope["factor"] * max(length, longest) / longest - (rope["factor"] - 1), 1)
+            return frequencies * stretch ** (-np.arange(0, dim, 2) / (dim - 2)), 1.0
         case "llama3":
             # Turns over the original context: many turns stay, few are slowed, between is blended.
             turns = original * frequencies / (2 * np.pi)
@@ -113,7 +118,9 @@ class Model:
         self.weights = {}
         stored = read_weights(folder)
         for name, tensor in stored.items():
-            if name.endswith("_blocks"):
+            if name.endswith("experts.gate_up_proj") or name.endswith("experts.down_proj"):
+                self.unstack(name, tensor.astype(np.float64))
+            elif name.endswith("_blocks"):
                 rows = mxfp4(tensor, stored[name.replace("_blocks", "_scales")])
                 self.weights[name.removesuffix("_blocks")] = rows.reshape(*rows.shape[:-2], -1)
             elif not name.endswith("_scales"):
@@ -121,7 +128,17 @@ class Model:
         self.heads, self.kv_heads = c["num_attention_heads"], c["num_key_value_heads"]
         self.head_dim = c.get("head_dim") or c["hidden_size"] // self.heads
         self.eps = c["rms_norm_eps"]
-        self.frequencies, self.attention_factor = rope_frequencies(c, self.head_dim)
+
+    def unstack(self, name: str, stack: np.ndarray) -> None:
+        """Experts of one tensor: in GPT-OSS with inputs as rows, elsewhere the rows of gate before those of up."""
+        if self.config["model_type"] == "gpt_oss":
+            self.weights[name] = stack.swapaxes(1, 2)
+            return
+        at, parts = name.rsplit(".", 1)
+        parts = ["gate_proj", "up_proj"] if parts == "gate_up_proj" else ["down_proj"]
+        for expert, matrices in enumerate(stack):
+            for part, matrix in zip(parts, np.split(matrices, len(parts)), strict=True):
+                self.weights[f"{at}.{expert}.{part}.weight"] = matrix
 
     def window(self, layer: int) -> int | None:
         c = self.config
@@ -129,7 +146,7 @@ class Model:
             return c["sliding_window"] if c["layer_types"][layer] == "sliding_attention" else None
         if c["model_type"] in ("mistral", "mixtral"):
             return c.get("sliding_window")
-        if c.get("use_sliding_window") and layer >= c["max_window_layers"]:
+        if c.get("use_sliding_window") and (c["model_type"] == "qwen3_moe" or layer >= c["max_window_layers"]):
             return c["sliding_window"]
         return None
 
@@ -186,8 +203,9 @@ class Model:
     def experts(self, x: np.ndarray, layer: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(sum over the chosen experts, router logits, chosen experts, greatest first)."""
         mixtral = self.config["model_type"] == "mixtral"
-        at = f"model.layers.{layer}.{'block_sparse_moe' if mixtral else 'mlp'}"
-        names = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
+        own = f"model.layers.{layer}.block_sparse_moe.gate.weight" in self.weights
+        at = f"model.layers.{layer}.{'block_sparse_moe' if own else 'mlp'}"
+        names = ("w1", "w3", "w2") if own else ("gate_proj", "up_proj", "down_proj")
         gpt_oss = self.config["model_type"] == "gpt_oss"
         logits = self.linear(x, f"{at}.router" if gpt_oss else f"{at}.gate")
         share = softmax(logits)
@@ -206,6 +224,7 @@ class Model:
 
     def forward(self, token_ids: np.ndarray) -> dict[str, np.ndarray]:
         """The arrays of reference.safetensors that one pass gives."""
+        self.frequencies, self.attention_factor = rope_frequencies(self.config, self.head_dim, len(token_ids))
         x = self.weights["model.embed_tokens.weight"][token_ids]
         hidden, router_logits, chosen = [x], [], []
         for layer in range(self.config["num_hidden_layers"]):
@@ -242,7 +261,9 @@ def check_rope(path: Path) -> None:
     """Recomputes rope.json; fails with the first case that differs."""
     tables = json.loads(path.read_text())
     for case in tables["cases"]:
-        frequencies, attention_factor = rope_frequencies(case["config"], case["config"]["head_dim"])
+        frequencies, attention_factor = rope_frequencies(
+            case["config"], case["config"]["head_dim"], tables["positions"][-1] + 1
+        )
         np.testing.assert_allclose(case["inv_freq"], frequencies, rtol=1e-6, err_msg=case["name"])
         np.testing.assert_allclose(case["attention_factor"], attention_factor, rtol=1e-12, err_msg=case["name"])
         # An angle inherits the relative error of its frequency: 4095 radians are known to 1e-3.

@@ -9,6 +9,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use simd::matmul::Activations;
 use simd::{Dtype, Isa};
 
+use crate::dials::DialFlags;
+
 /// Runs large language models at full precision on this machine, and works through the night on private notes.
 #[derive(Parser)]
 #[command(name = "nightmonk", version, propagate_version = true)]
@@ -95,7 +97,7 @@ pub(crate) struct Sampling {
     pub(crate) seed: u64,
 }
 
-/// What decides bytes (isa, activations, cache types) and what decides speed and memory (the rest).
+/// What decides bytes (isa, activations, cache types, dials) and what decides speed and memory (the rest).
 #[derive(Args, Clone)]
 pub(crate) struct Run {
     /// Positions of a sequence; without it, the model's own, up to 8192
@@ -133,6 +135,8 @@ pub(crate) struct Run {
     /// Use a GPU: auto, off or require; this version computes on the CPU alone
     #[arg(long, env = "NIGHTMONK_GPU", value_name = "USE", default_value = "auto")]
     pub(crate) gpu: Gpu,
+    #[command(flatten)]
+    pub(crate) dials: DialFlags,
 }
 
 impl Run {
@@ -268,6 +272,19 @@ pub(crate) struct Plan {
     /// Memory to plan for, like 768GiB; without it, what this machine has
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) ram: Option<u64>,
+    /// Memory of a GPU, like 96GiB: what of the model would fit it
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) vram: Option<u64>,
+    /// Nodes that share the model; without it, those of this machine
+    #[arg(long, value_name = "N")]
+    pub(crate) nodes: Option<NonZeroUsize>,
+    /// Bytes that the machine reads from memory in a second, in GB/s; without it, measured, but not for a machine that is
+    /// only described
+    #[arg(long, value_name = "GB/S", requires = "peak", value_parser = positive)]
+    pub(crate) bandwidth: Option<f64>,
+    /// Operations on BF16 numbers in a second, in GFLOP/s
+    #[arg(long, value_name = "GFLOP/S", requires = "bandwidth", value_parser = positive)]
+    pub(crate) peak: Option<f64>,
     /// Sequences side by side
     #[arg(long, value_name = "N", default_value = "1")]
     pub(crate) width: NonZeroUsize,
@@ -350,6 +367,13 @@ fn cache_type(name: &str) -> Result<Dtype, String> {
         "bf16" => Ok(Dtype::Bf16),
         "f32" => Ok(Dtype::F32),
         _ => Err("known: f16, bf16, f32".into()),
+    }
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() && number > 0.0 => Ok(number),
+        _ => Err("a positive number is wanted".into()),
     }
 }
 

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::process::ExitCode;
 
+use engine_core::config::DialError;
 use engine_core::plan::DoesNotFit;
 
 /// Why a command did not do what it was asked.
@@ -35,6 +36,11 @@ impl fmt::Display for Failure {
             Self::Usage(why) => write!(f, "{why} (`nightmonk help` lists commands and flags)"),
         }
     }
+}
+
+/// A dial that the model cannot honour was turned by a flag.
+pub(crate) fn wrong_dial(error: &DialError) -> Failure {
+    Failure::Usage(error.to_string())
 }
 
 impl<E: Error + 'static> From<E> for Failure {

@@ -14,9 +14,11 @@ macro_rules! eprintln {
 
 mod args;
 mod commands;
+mod dials;
 mod failure;
 mod figures;
 mod internal_error;
+mod limits;
 mod load_choice;
 mod model;
 mod nodes;

@@ -16,7 +16,7 @@ use numa::{CallerPin, MemoryFacts, Pool, Topology};
 use simd::Isa;
 
 use crate::args::{Gpu, LoadMode, Run};
-use crate::failure::Failure;
+use crate::failure::{Failure, wrong_dial};
 use crate::load_choice::{self, Choice, Work};
 use crate::nodes::{self, Nodes};
 use crate::progress::{Progress, Unit};
@@ -71,10 +71,13 @@ pub(crate) fn plan_request(run: &Run, config: &ModelConfig, width: usize) -> Res
         let why = "`--cache-type-v` differs from `--cache-type-k`; in this version keys and values have one type";
         return Err(Failure::Usage(why.into()));
     }
-    let longest = config.max_position_embeddings;
-    let ctx_size = run.ctx_size.map_or(longest.min(DEFAULT_CTX_SIZE_MAX), NonZeroUsize::get);
+    let longest = config.longest_context();
+    let of_model = config.max_position_embeddings.min(DEFAULT_CTX_SIZE_MAX);
+    let ctx_size = run.ctx_size.map_or(of_model, NonZeroUsize::get);
     if ctx_size > longest {
-        let why = format!("`--ctx-size {ctx_size}` is beyond the {longest} positions that this model was made for");
+        let why = format!(
+            "`--ctx-size {ctx_size}` is beyond the {longest} positions that this model was made for; `--rope-scaling yarn --rope-scale F` stretches them"
+        );
         return Err(Failure::Usage(why));
     }
     if width > WIDTH_MAX {
@@ -139,6 +142,8 @@ pub(crate) struct Opened {
     pub(crate) checkpoint: Checkpoint,
     pub(crate) request: PlanRequest,
     pub(crate) options: ModelOptions,
+    /// What was turned of the model; empty where nothing was.
+    pub(crate) dials: String,
     pub(crate) plan: Plan,
     nodes: Nodes,
     /// Whether weights are locked in memory.
@@ -149,7 +154,9 @@ pub(crate) struct Opened {
 
 impl Opened {
     pub(crate) fn new(folder: &Path, run: &Run, width: usize, logits: LogitRows, work: Work) -> Result<Self, Failure> {
-        let checkpoint = Checkpoint::open(folder)?;
+        let mut checkpoint = Checkpoint::open(folder)?;
+        let dials = run.dials.dials();
+        checkpoint.turn(&dials).map_err(|error| wrong_dial(&error))?;
         let (mut request, nodes) = plan_request(run, checkpoint.config(), width)?;
         if logits == LogitRows::All {
             request.logits = request.ubatch_size;
@@ -164,12 +171,14 @@ impl Opened {
             threads: request.threads,
         };
         let nodes = if Model::can_be_cut(&checkpoint, request.load) { nodes } else { nodes.whole() };
-        Ok(Self { checkpoint, request, options, plan, nodes, lock: run.mlock, reason })
+        checkpoint.for_context(request.ctx_size);
+        let dials = dials.words(checkpoint.config());
+        Ok(Self { checkpoint, request, options, dials, plan, nodes, lock: run.mlock, reason })
     }
 
     /// Starts workers and loads the weights, after the run's first line.
     pub(crate) fn load(self) -> Result<Loaded, EngineFailure> {
-        let Self { checkpoint, request, options, plan, nodes, lock, reason } = self;
+        let Self { checkpoint, request, options, dials, plan, nodes, lock, reason } = self;
         if lock {
             // Before minutes go into loading.
             let bytes = plan.weight_bytes.saturating_add(plan.mapped_bytes);
@@ -181,8 +190,9 @@ impl Opened {
         let folder = checkpoint.folder();
         let name = folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned();
         eprintln!(
-            "{name}: {:.2} billion parameters, isa {}, activations {}, keys and values {}, {} weights{}, {}, {} threads, {} x {} tokens, {}",
+            "{name}: {:.2} billion parameters{}, isa {}, activations {}, keys and values {}, {} weights{}, {}, {} threads, {} x {} tokens, {}",
             plan.parameters as f64 / 1e9,
+            if dials.is_empty() { String::new() } else { format!(", {dials}") },
             options.isa,
             options.activations,
             request.kv_dtype.name(),

@@ -1,5 +1,10 @@
 //! Counts every byte before it is allocated, from config.json alone, and refuses what does not fit.
 
+mod expected;
+mod vram;
+
+use std::collections::BTreeMap;
+
 use numa::region::HUGE_PAGE;
 use serde::Serialize;
 use simd::Dtype;
@@ -9,6 +14,9 @@ use crate::checkpoint::{Layout, TensorForm};
 use crate::config::{ModelConfig, TensorKind, TensorSpec};
 use crate::kv_cache::{KvShape, blocks_for};
 use crate::model::{Load, WorkspaceShape, largest_strip, load_buffer_bytes};
+
+pub use expected::{Expected, Limits};
+pub use vram::OnGpu;
 
 /// What is to be run.
 #[derive(Clone, Copy, Debug)]
@@ -40,8 +48,18 @@ pub struct Plan {
     pub parameters: u64,
     /// Bytes of all tensors as published; they pass through the page cache.
     pub checkpoint_bytes: u64,
+    /// These bytes by the type of their numbers.
+    pub bytes_by_type: BTreeMap<&'static str, u64>,
+    /// Bytes of all experts as published, with their biases.
+    pub expert_bytes: u64,
+    /// Experts of all layers.
+    pub experts: u64,
+    /// Bytes of the embedding as published.
+    pub embedding_bytes: u64,
     /// Anonymous memory of the weights: panels with their padding, norms and biases.
     pub weight_bytes: u64,
+    /// About what that would be in a folder of `nightmonk pack`; the same where nothing would shrink.
+    pub packed_weight_bytes: u64,
     /// Anonymous memory of keys and values.
     pub kv_bytes: u64,
     /// Bytes of keys and values of one position.
@@ -56,6 +74,12 @@ pub struct Plan {
     pub total_bytes: u64,
     /// Bytes of weights that one token reads.
     pub bytes_per_token: u64,
+    /// Weights that one token is multiplied with.
+    pub weights_per_token: u64,
+    /// Bytes of weights and of keys and values that the fullest of the nodes holds.
+    pub node_bytes: u64,
+    /// Nodes that share the model.
+    pub nodes: usize,
     /// Positions of a sequence.
     pub ctx_size: usize,
     /// Sequences side by side.
@@ -75,6 +99,8 @@ pub struct DoesNotFit {
     pub available_bytes: u64,
     /// Largest context that fits, if any does.
     pub ctx_size_that_fits: Option<usize>,
+    /// Other ways to run the context that was asked for: what to change, and the bytes that it then takes.
+    pub instead: Vec<(&'static str, u64)>,
 }
 
 impl DoesNotFit {
@@ -93,17 +119,26 @@ impl DoesNotFit {
             true => format!("{needs} (loading takes {} before that)", bytes(self.plan.load_bytes)),
             false => needs,
         };
-        match self.ctx_size_that_fits {
+        let needs = match self.ctx_size_that_fits {
             Some(ctx_size) => format!("{needs}; `--ctx-size {ctx_size}` fits"),
             None => format!(
                 "{needs}; no context fits beside the weights{}",
                 if *width > 1 { ", try `--width 1`" } else { "" }
             ),
+        };
+        let ways = self.instead.iter().map(|(way, total)| format!("with {way} ({})", bytes(*total)));
+        match ways.collect::<Vec<_>>().join(" or ") {
+            ways if ways.is_empty() => needs,
+            ways => format!("{needs}; as asked for, it fits {ways}"),
         }
     }
 }
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
+
+/// Bits of a BF16 weight in a packed folder, of 16 in panels: 12.1 of weights like those of trained models, whose patches
+/// are few (benches/record, and the README's table).
+const PACKED_BITS: f64 = 12.13;
 
 const FITS: &str = "config.json's limits keep sizes far below 2^63";
 
@@ -122,6 +157,12 @@ fn panel_bytes(spec: &TensorSpec, form: TensorForm) -> u64 {
             let layout = if form.layout == Layout::RowMajor { Layout::Panels } else { form.layout };
             (1, TensorForm { layout, ..form }.bytes([*rows, *cols]))
         }
+        (TensorKind::Stack { matrices, transposed: false }, [stacked, rows, cols]) => {
+            (matrices, Matrix::panel_bytes(form.dtype, [stacked * rows / matrices, *cols]))
+        }
+        (TensorKind::Stack { matrices, transposed: true }, [stacked, cols, rows]) => {
+            (matrices, Matrix::panel_bytes(form.dtype, [stacked * rows / matrices, *cols]))
+        }
         (TensorKind::Mxfp4Blocks { matrices }, [stacked, rows, blocks, _]) => {
             (matrices, Matrix::mxfp4_panel_bytes([stacked * rows / matrices, blocks * MXFP4_BLOCK]))
         }
@@ -137,6 +178,12 @@ fn strip_bytes(spec: &TensorSpec, form: TensorForm) -> usize {
             let panel = stored_bytes(&TensorSpec { shape: vec![PANEL.min(*rows), *cols], ..spec.clone() }, form);
             largest_strip(stored_bytes(spec, form) as usize, panel as usize)
         }
+        (TensorKind::Stack { matrices, transposed: false }, [_, _, cols]) => {
+            let matrix = stored_bytes(spec, form) as usize / matrices;
+            largest_strip(matrix, PANEL * cols * form.dtype.size())
+        }
+        // Read as a whole.
+        (TensorKind::Stack { transposed: true, .. }, [stacked, ..]) => stored_bytes(spec, form) as usize / stacked,
         // Rows of several matrices may lie in turn; each stack is cut on its own.
         (TensorKind::Mxfp4Blocks { matrices }, [stacked, _, blocks, bytes]) => {
             largest_strip(stored_bytes(spec, form) as usize / stacked, PANEL * (matrices / stacked) * blocks * bytes)
@@ -168,7 +215,12 @@ impl Plan {
             load: request.load,
             parameters: 0,
             checkpoint_bytes: 0,
+            bytes_by_type: BTreeMap::new(),
+            expert_bytes: 0,
+            experts: 0,
+            embedding_bytes: 0,
             weight_bytes: 0,
+            packed_weight_bytes: 0,
             kv_bytes: 0,
             kv_bytes_per_token: 0,
             scratch_bytes: 0,
@@ -177,23 +229,39 @@ impl Plan {
             mapped_bytes: 0,
             total_bytes: 0,
             bytes_per_token: 0,
+            weights_per_token: 0,
+            node_bytes: 0,
+            nodes: request.nodes,
             ctx_size: request.ctx_size,
             width: request.width,
         };
         let active_experts: u64 = config.sparse_layers().map(|(_, sparse)| sparse.num_experts_per_tok as u64).sum();
         let all_experts: u64 = config.sparse_layers().map(|(_, sparse)| sparse.num_experts as u64).sum();
-        let mut expert_bytes = 0;
+        plan.experts = all_experts;
+        let (mut expert_bytes, mut expert_weights) = (0, 0);
+        let mut saved = 0.0;
         let mut strip = 0;
+        // Has panels wherever the weights live.
+        let mut unmapped = 0;
         for spec in config.tensors() {
             // Of what holds no numbers the type is that of the numbers that it stands for.
             let form = if spec.kind.is_numbers() { form_of(&spec.name).into() } else { Dtype::Bf16.into() };
             plan.parameters += spec.parameters();
             plan.checkpoint_bytes += stored_bytes(&spec, form);
+            *plan.bytes_by_type.entry(type_name(&spec, form)).or_default() += stored_bytes(&spec, form);
+            if spec.is_of_expert() {
+                plan.expert_bytes += stored_bytes(&spec, form);
+            }
             // Returns what a token reads: packed panels as they are, of others only the weights.
             let mut matrix = |plan: &mut Self, form: TensorForm| {
                 plan.packed |= matches!(form.layout, Layout::Packed { .. });
-                if request.load == Load::Resident {
-                    plan.weight_bytes += panel_bytes(&spec, form);
+                let transposed = matches!(spec.kind, TensorKind::Stack { transposed: true, .. });
+                unmapped += if transposed { stored_bytes(&spec, form) } else { 0 };
+                if request.load == Load::Resident || transposed {
+                    let panels = panel_bytes(&spec, form);
+                    plan.weight_bytes += panels;
+                    let shrinks = spec.kind == TensorKind::Matrix && form == TensorForm::from(Dtype::Bf16);
+                    saved += if shrinks { panels as f64 * (1.0 - PACKED_BITS / 16.0) } else { 0.0 };
                     strip = strip.max(strip_bytes(&spec, form));
                 }
                 match form.layout {
@@ -206,6 +274,7 @@ impl Plan {
                 TensorKind::Mxfp4Scales => expert_bytes += spec.published_bytes(form.dtype),
                 _ if spec.name == EMBEDDING => {
                     plan.mapped_bytes += stored_bytes(&spec, form);
+                    plan.embedding_bytes = stored_bytes(&spec, form);
                     if config.tie_word_embeddings {
                         // A folder of panels holds the output matrix once more.
                         let head: TensorForm = form_of("lm_head.weight").into();
@@ -214,25 +283,32 @@ impl Plan {
                         }
                         let read = matrix(&mut plan, head);
                         plan.bytes_per_token += read;
+                        plan.weights_per_token += spec.parameters();
                     }
                 }
-                _ if spec.name.contains(".experts.") => expert_bytes += matrix(&mut plan, form),
+                _ if spec.is_of_expert() => {
+                    expert_bytes += matrix(&mut plan, form);
+                    expert_weights += spec.parameters();
+                }
                 _ => {
                     let read = matrix(&mut plan, form);
                     plan.bytes_per_token += read;
+                    plan.weights_per_token += spec.parameters();
                 }
             }
         }
         if let Some(per_expert) = expert_bytes.checked_div(all_experts) {
             plan.bytes_per_token += per_expert * active_experts;
+            plan.weights_per_token += expert_weights / all_experts * active_experts;
         }
         match request.load {
-            Load::Mapped => plan.mapped_bytes = plan.checkpoint_bytes,
+            Load::Mapped => plan.mapped_bytes = plan.checkpoint_bytes - unmapped,
             Load::Resident => {
                 plan.weight_bytes += padding(request);
                 plan.load_bytes = load_buffer_bytes(request.threads, plan.checkpoint_bytes as usize, strip) as u64;
             }
         }
+        plan.packed_weight_bytes = plan.weight_bytes - saved as u64;
         plan.size_for(config, request, request.ctx_size);
         plan
     }
@@ -244,6 +320,10 @@ impl Plan {
         self.ctx_size = ctx_size;
         self.kv_bytes = blocks.saturating_mul(kv.block_bytes() as u64).saturating_add(padding(request));
         self.kv_bytes_per_token = kv.position_bytes() as u64;
+        // Matrices are cut by rows, keys and values by heads.
+        let heads = kv.heads.div_ceil(request.nodes.max(1)) as u64;
+        let of_node = (u128::from(self.kv_bytes) * u128::from(heads) / kv.heads as u128) as u64;
+        self.node_bytes = self.weight_bytes.div_ceil(request.nodes.max(1) as u64).saturating_add(of_node);
         let rows = request.ubatch_size.min(ctx_size) + request.width;
         let logits = request.logits.min(rows);
         self.scratch_bytes =
@@ -263,7 +343,7 @@ impl Plan {
         request: &PlanRequest,
         available_bytes: u64,
     ) -> Result<Self, Box<DoesNotFit>> {
-        let plan = Self::new(config, form_of, request);
+        let plan = Self::new(config, &form_of, request);
         if plan.total_bytes <= available_bytes {
             return Ok(plan);
         }
@@ -279,7 +359,60 @@ impl Plan {
             if fits(middle) { fitting = middle } else { too_many = middle }
         }
         let ctx_size_that_fits = (fitting > 0).then_some(fitting);
-        Err(Box::new(DoesNotFit { plan, available_bytes, ctx_size_that_fits }))
+        let instead = plan.instead(config, &form_of, request, available_bytes);
+        Err(Box::new(DoesNotFit { plan, available_bytes, ctx_size_that_fits, instead }))
+    }
+
+    /// Other ways to run what was asked for that do fit.
+    fn instead<F: Into<TensorForm>>(
+        &self,
+        config: &ModelConfig,
+        form_of: impl Fn(&str) -> F,
+        request: &PlanRequest,
+        available_bytes: u64,
+    ) -> Vec<(&'static str, u64)> {
+        let with = |request: &PlanRequest, packed: bool| {
+            let mut other = Self::new(config, &form_of, request);
+            if packed {
+                other.weight_bytes = other.packed_weight_bytes;
+                other.packed = true;
+                other.size_for(config, request, request.ctx_size);
+            }
+            other.total_bytes
+        };
+        let shrinks = self.packed_weight_bytes < self.weight_bytes;
+        let of_f16 = PlanRequest { kv_dtype: Dtype::F16, ..*request };
+        let mut ways = Vec::new();
+        if request.kv_dtype == Dtype::F32 {
+            ways.push(("`--cache-type-k f16`", with(&of_f16, false)));
+        }
+        if shrinks {
+            ways.push(("a folder of `nightmonk pack`", with(request, true)));
+        }
+        if shrinks && request.kv_dtype == Dtype::F32 {
+            ways.push(("`--cache-type-k f16` and a folder of `nightmonk pack`", with(&of_f16, true)));
+        }
+        if request.width > 1 {
+            let alone = PlanRequest { width: 1, logits: request.logits.min(1), ..*request };
+            ways.push(("`--width 1`", with(&alone, false)));
+        }
+        if request.load == Load::Resident {
+            let mapped = PlanRequest { load: Load::Mapped, ..*request };
+            ways.push(("`--load mapped`", with(&mapped, false)));
+        }
+        ways.retain(|(_, total)| *total <= available_bytes);
+        ways
+    }
+}
+
+/// What a tensor's numbers are, for people.
+fn type_name(spec: &TensorSpec, form: TensorForm) -> &'static str {
+    match (spec.kind.is_numbers(), form.layout, form.dtype) {
+        (false, ..) => "MXFP4",
+        (true, Layout::Packed { .. }, _) => "BF16 in 12 bits",
+        (true, _, Dtype::Bf16) => "BF16",
+        (true, _, Dtype::F16) => "F16",
+        (true, _, Dtype::F32) => "F32",
     }
 }
 

@@ -39,7 +39,12 @@ fn no_step_allocates() {
             let tables: Vec<_> = (0..WIDTH).map(|_| kv.take(blocks_for(CTX_SIZE)).unwrap()).collect();
             let mut space = Workspace::new(&model, pool, 64, WIDTH);
 
-            let row = |sequence, position| Row { token: (position * 7 % 90) as u32, position, sequence };
+            let row = |sequence, position| Row {
+                token: (position * 7 % 90) as u32,
+                position,
+                sequence,
+                experts_per_token: None,
+            };
             let prefills = (0..CTX_SIZE).step_by(64).map(|start| (start..start + 60).map(|at| row(0, at)).collect());
             let decodes = [60, 130, 300, 500].map(|at| vec![row(0, at)]);
             let wide = [70, 400].map(|at| vec![row(0, at), row(1, at + 1), row(2, at - 9)]);

@@ -24,6 +24,8 @@ pub struct Settings<'t> {
     pub digest: String,
     /// How the engine will compute.
     pub options: ModelOptions,
+    /// What was turned of the model ([`Dials::words`](engine_core::config::Dials::words)); empty where nothing was.
+    pub dials: String,
     /// Type of keys and values.
     pub kv_dtype: Dtype,
     /// Positions of a sequence.
@@ -66,7 +68,7 @@ impl<'t> EngineGenerator<'t> {
         let Sampling { temperature, top_k, top_p, min_p } = request.sampling;
         let sampling = SamplingParams { temperature, top_k, top_p, min_p, seed: request.seed };
         let tokens = self.tokens(&request.prompt)?;
-        Ok(Request { tokens, max_tokens: request.max_tokens, sampling, stop: Vec::new() })
+        Ok(Request { tokens, max_tokens: request.max_tokens, sampling, stop: Vec::new(), experts_per_token: None })
     }
 
     fn run(
@@ -106,13 +108,14 @@ impl<'t> EngineGenerator<'t> {
 
 impl Generator for EngineGenerator<'_> {
     fn fingerprint(&self) -> String {
-        let Settings { digest, options, kv_dtype, .. } = &self.settings;
-        format!(
+        let Settings { digest, options, dials, kv_dtype, .. } = &self.settings;
+        let settings = format!(
             "numerics {NUMERICS}, model {digest}, isa {}, activations {}, kv {}",
             options.isa,
             options.activations,
             kv_dtype.name()
-        )
+        );
+        if dials.is_empty() { settings } else { format!("{settings}, {dials}") }
     }
 
     fn context_size(&self) -> usize {

@@ -87,7 +87,9 @@ fn write_shard(
                     TensorKind::Mxfp4Blocks { .. } => normal::nibbles(seed, tensor, start, out),
                     TensorKind::Mxfp4Scales => normal::scales(seed, tensor, start, out),
                     TensorKind::Vector if is_norm => normal::ones(out),
-                    TensorKind::Matrix | TensorKind::Vector => normal.fill(seed, tensor, start, out),
+                    TensorKind::Matrix | TensorKind::Vector | TensorKind::Stack { .. } => {
+                        normal.fill(seed, tensor, start, out)
+                    }
                 }
             });
             for (start, buffer) in starts.iter().zip(&buffers) {

@@ -12,10 +12,10 @@ use engine_core::kv_cache::{BlockId, KvCache, KvShape, blocks_for};
 use engine_core::model::{Batch, Model, Row, Workspace};
 use numa::{MemoryFacts, Pinning, Pool, ProcessMemory, Region};
 use serde::Serialize;
-use simd::Dtype;
 
 use crate::args::{Bench, Format};
 use crate::failure::Failure;
+use crate::limits::peak_flops;
 use crate::load_choice::Work;
 use crate::model::{self, Loaded, LogitRows, Opened};
 use crate::nodes;
@@ -259,7 +259,7 @@ impl Bencher<'_> {
             bandwidths.push(numa::read_bandwidth(self.space.pool(), region.as_slice(), 1, |bytes| {
                 simd::elementwise::read_all(isa, bytes)
             }));
-            peaks.push(self.peak());
+            peaks.push(peak_flops(self.space.pool(), isa));
             let start = Instant::now();
             bytes = self.run(test);
             samples.push(tokens as f64 / start.elapsed().as_secs_f64());
@@ -308,7 +308,12 @@ impl Bencher<'_> {
         let prompt: Vec<usize> = (test.depth..test.depth + test.n_prompt).collect();
         for chunk in prompt.chunks(self.ubatch_size) {
             rows.clear();
-            rows.extend(chunk.iter().map(|position| Row { token: random(), position: *position, sequence: 0 }));
+            rows.extend(chunk.iter().map(|position| Row {
+                token: random(),
+                position: *position,
+                sequence: 0,
+                experts_per_token: None,
+            }));
             let last = [rows.len() - 1];
             let is_last = chunk.last() == prompt.last();
             let batch = Batch { rows: &rows, tables, logits: if is_last { &last } else { &[] } };
@@ -318,24 +323,17 @@ impl Bencher<'_> {
         let all: Vec<usize> = (0..test.width).collect();
         for position in test.depth..test.depth + test.n_gen {
             rows.clear();
-            rows.extend((0..test.width).map(|sequence| Row { token: random(), position, sequence }));
+            rows.extend((0..test.width).map(|sequence| Row {
+                token: random(),
+                position,
+                sequence,
+                experts_per_token: None,
+            }));
             let batch = Batch { rows: &rows, tables, logits: &all };
             self.model.forward(&batch, &mut self.kv, &mut self.space, &mut ());
             bytes += self.space.bytes_read();
         }
         bytes
-    }
-
-    /// Floating-point operations of all workers, a second, on BF16 numbers in registers.
-    fn peak(&mut self) -> f64 {
-        const ROUNDS: usize = 1 << 21;
-        let isa = self.model.options().isa;
-        let mut flops = vec![0.0; self.space.pool().threads()];
-        let start = Instant::now();
-        self.space.pool().broadcast(&mut flops, |flops, _| {
-            *flops = simd::matmul::spin_at_peak(isa, Dtype::Bf16, ROUNDS);
-        });
-        flops.iter().sum::<f64>() / start.elapsed().as_secs_f64()
     }
 
     /// Two operations a weight that a token meets, and four a visible position, head and dimension. Two-term

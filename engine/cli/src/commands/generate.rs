@@ -10,7 +10,7 @@ use engine_core::text::{ChatTemplate, Message, RenderOptions, StopStrings};
 use serde_json::json;
 
 use crate::args::{Format, Generate, Run, Sampling};
-use crate::failure::Failure;
+use crate::failure::{Failure, wrong_dial};
 use crate::figures;
 use crate::load_choice::Work;
 use crate::model::{self, LogitRows, ModelText, Opened};
@@ -29,7 +29,7 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
     let before = figures::read_bandwidth(&mut engine);
 
     let mut prefill = Some(Progress::new("prompt", Unit::Tokens, tokens.len() as u64));
-    let request = Request { tokens, max_tokens, sampling, stop: arguments.stop.clone() };
+    let request = Request { tokens, max_tokens, sampling, stop: arguments.stop.clone(), experts_per_token: None };
     engine.submit(request).map_err(|refused| Failure::Usage(refused.to_string()))?;
 
     let mut events = Vec::new();
@@ -110,17 +110,18 @@ fn room(arguments: &Generate, prompt: usize) -> Result<(Run, usize), Failure> {
         return Err(Failure::Usage("the prompt is empty; give it by `--prompt` or `--file`".into()));
     }
     StopStrings::new(arguments.stop.clone()).map_err(|error| Failure::Usage(error.to_string()))?;
-    let config = ModelConfig::from_file(&arguments.model.join("config.json"))?;
+    let mut config = ModelConfig::from_file(&arguments.model.join("config.json"))?;
+    arguments.run.dials.dials().turn(&mut config).map_err(|error| wrong_dial(&error))?;
     let mut run = arguments.run.clone();
     let mut ctx_size = model::plan_request(&run, &config, 1)?.0.ctx_size;
     let wanted = prompt.saturating_add(arguments.predict.unwrap_or(1));
     if run.ctx_size.is_none() && wanted > ctx_size {
-        ctx_size = wanted.min(config.max_position_embeddings);
+        ctx_size = wanted.min(config.longest_context());
         run = run.with_ctx_size(NonZeroUsize::new(ctx_size).unwrap_or(NonZeroUsize::MIN));
     }
     if wanted > ctx_size {
         let asked = arguments.predict.map_or(String::new(), |n| format!(" and {n} to generate"));
-        let most = config.max_position_embeddings;
+        let most = config.longest_context();
         let why = format!(
             "{prompt} tokens of the prompt{asked} do not fit a context of {ctx_size}; this model has up to {most}"
         );

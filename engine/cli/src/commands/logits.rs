@@ -85,7 +85,7 @@ pub(crate) fn run(arguments: &Logits) -> Result<(), Failure> {
     }
 
     if let Some(path) = &arguments.router {
-        let k = config.sparse_layers().map(|(_, sparse)| sparse.num_experts_per_tok).max().unwrap_or(0);
+        let k = config.sparse_layers().map(|(_, sparse)| sparse.most_experts_per_tok).max().unwrap_or(0);
         let shape = [chosen.0.len(), tokens.len(), k];
         let write = || {
             let mut out = npy::create(path, npy::Kind::Int32, &shape)?;

@@ -62,6 +62,7 @@ fn work(job: Ready) -> Result<(), Failure> {
         template,
         digest: opened.checkpoint.digest(opened.request.threads)?,
         options: opened.options,
+        dials: opened.dials.clone(),
         kv_dtype: opened.request.kv_dtype,
         ctx_size: opened.request.ctx_size,
     };

@@ -1,21 +1,38 @@
 //! `plan`: bytes of a run, counted before anything is loaded.
 
+use std::num::NonZeroUsize;
+use std::path::Path;
+
 use engine_core::checkpoint::Checkpoint;
 use engine_core::config::ModelConfig;
-use engine_core::plan::{DoesNotFit, Plan, bytes};
-use simd::Dtype;
+use engine_core::plan::{DoesNotFit, Expected, Limits, OnGpu, Plan, PlanRequest, bytes};
+use serde::Serialize;
+use simd::matmul::Activations;
+use simd::{Dtype, Isa};
 
 use crate::args::{self, Format};
-use crate::failure::Failure;
-use crate::load_choice::Work;
+use crate::failure::{Failure, wrong_dial};
+use crate::limits;
+use crate::load_choice::{Choice, Work};
 use crate::model;
 use crate::output::print;
+
+/// What is told of a run.
+#[derive(Serialize)]
+struct Planned {
+    #[serde(flatten)]
+    plan: Plan,
+    /// What was turned of the model.
+    dials: String,
+    expected: Option<Expected>,
+    gpu: Option<OnGpu>,
+}
 
 pub(crate) fn run(arguments: &args::Plan) -> Result<(), Failure> {
     let json = arguments.output.output == Format::Json;
     match plan(arguments) {
-        Ok(plan) if json => print(format_args!("{}\n", serde_json::to_string(&plan)?)),
-        Ok(plan) => print(table(&plan)),
+        Ok(planned) if json => print(format_args!("{}\n", serde_json::to_string(&planned)?)),
+        Ok(planned) => print(table(&planned)),
         Err(Failure::Refused(refusal)) if json => {
             print(format_args!("{}\n", refused(&refusal)?))?;
             Err(Failure::Refused(refusal))
@@ -30,47 +47,129 @@ fn refused(refusal: &DoesNotFit) -> serde_json::Result<serde_json::Value> {
     document["fits"] = false.into();
     document["available_bytes"] = refusal.available_bytes.into();
     document["ctx_size_that_fits"] = refusal.ctx_size_that_fits.into();
+    let ways = refusal.instead.iter().map(|(way, total)| serde_json::json!({"way": way, "total_bytes": total}));
+    document["instead"] = ways.collect();
     Ok(document)
 }
 
-fn plan(arguments: &args::Plan) -> Result<Plan, Failure> {
-    let width = arguments.width.get();
+fn plan(arguments: &args::Plan) -> Result<Planned, Failure> {
+    let dials = arguments.run.dials.dials();
     if arguments.model.is_dir() && has_weights(&arguments.model) {
-        let checkpoint = Checkpoint::open(&arguments.model)?;
-        let (request, _) = model::plan_request(&arguments.run, checkpoint.config(), width)?;
+        let mut checkpoint = Checkpoint::open(&arguments.model)?;
+        checkpoint.turn(&dials).map_err(|error| wrong_dial(&error))?;
+        let request = request(arguments, checkpoint.config())?;
         let form_of = |name: &str| checkpoint.form(name);
         let (mode, ram) = (arguments.run.load, arguments.ram);
-        Ok(model::choose_plan(checkpoint.config(), form_of, request, mode, Work::Long, ram)?.plan)
+        let choice = model::choose_plan(checkpoint.config(), form_of, request, mode, Work::Long, ram)?;
+        told(arguments, checkpoint.config().clone(), choice)
     } else {
         let file = match arguments.model.is_dir() {
             true => arguments.model.join("config.json"),
             false => arguments.model.clone(),
         };
-        let config = ModelConfig::from_file(&file)?;
-        let (request, _) = model::plan_request(&arguments.run, &config, width)?;
+        let mut config = ModelConfig::from_file(&file)?;
+        dials.turn(&mut config).map_err(|error| wrong_dial(&error))?;
+        let request = request(arguments, &config)?;
         let dtype = config.torch_dtype.unwrap_or(Dtype::Bf16);
         let (mode, ram) = (arguments.run.load, arguments.ram);
-        Ok(model::choose_plan(&config, |_| dtype, request, mode, Work::Long, ram)?.plan)
+        let choice = model::choose_plan(&config, |_| dtype, request, mode, Work::Long, ram)?;
+        told(arguments, config, choice)
     }
 }
 
-fn has_weights(folder: &std::path::Path) -> bool {
+fn request(arguments: &args::Plan, config: &ModelConfig) -> Result<PlanRequest, Failure> {
+    let (request, _) = model::plan_request(&arguments.run, config, arguments.width.get())?;
+    Ok(PlanRequest { nodes: arguments.nodes.map_or(request.nodes, NonZeroUsize::get), ..request })
+}
+
+/// Adds to a plan what a user wants to know beside bytes.
+fn told(arguments: &args::Plan, mut config: ModelConfig, choice: Choice) -> Result<Planned, Failure> {
+    let Choice { request, plan, .. } = choice;
+    config.for_context(request.ctx_size);
+    let terms = if arguments.run.activations == Activations::Bf16x2 { 2 } else { 1 };
+    let limits = match (arguments.bandwidth, arguments.peak) {
+        (Some(gigabytes), Some(gigaflops)) => {
+            Some(Limits { read_bandwidth: gigabytes * 1e9, peak_flops: gigaflops * 1e9 })
+        }
+        // What this machine does says nothing about one that was only described.
+        _ if arguments.ram.is_some() || arguments.nodes.is_some() => None,
+        _ => Some(limits::measure(request.threads, arguments.run.isa.unwrap_or_else(Isa::detect))?),
+    };
+    Ok(Planned {
+        expected: limits.map(|limits| plan.expected(&config, &request, terms, limits)),
+        gpu: arguments.vram.map(|vram| plan.on_gpu(vram, config.tie_word_embeddings)),
+        dials: arguments.run.dials.dials().words(&config),
+        plan,
+    })
+}
+
+fn has_weights(folder: &Path) -> bool {
     ["model.safetensors", "model.safetensors.index.json"].iter().any(|file| folder.join(file).exists())
 }
 
-fn table(plan: &Plan) -> String {
-    let row = |name: &str, amount: u64, what: &str| format!("{name:<18}{:>14}  {what}\n", bytes(amount));
+fn row(name: &str, amount: u64, what: &str) -> String {
+    format!("{name:<18}{:>14}  {what}\n", bytes(amount))
+}
+
+fn table(planned: &Planned) -> String {
+    let Planned { plan, dials, expected, gpu } = planned;
     let tokens = format!("for {} x {} tokens, {} a token", plan.width, plan.ctx_size, bytes(plan.kv_bytes_per_token));
-    [
+    let types = plan.bytes_by_type.iter().map(|(name, amount)| format!("{name} {}", bytes(*amount)));
+    let types = types.collect::<Vec<_>>().join(", ");
+    let mut table = [
         format!("{:<18}{:>14.2}  billion\n", "parameters", plan.parameters as f64 / 1e9),
-        row("checkpoint", plan.checkpoint_bytes, "tensors as published"),
+        row("checkpoint", plan.checkpoint_bytes, &format!("tensors as published: {types}")),
         row("weights", plan.weight_bytes, &format!("in memory of their own ({})", plan.load)),
+    ]
+    .concat();
+    if plan.packed_weight_bytes < plan.weight_bytes {
+        table += &row("weights, packed", plan.packed_weight_bytes, "about, from a folder of `nightmonk pack`");
+    }
+    table += &[
         row("mapped", plan.mapped_bytes, "of the checkpoint, in the page cache"),
         row("keys and values", plan.kv_bytes, &tokens),
         row("scratch", plan.scratch_bytes, "buffers of a step"),
         row("loading", plan.load_bytes, "buffers, given back before keys, values and scratch are taken"),
         row("total", plan.total_bytes, ""),
-        row("a token reads", plan.bytes_per_token, "of weights"),
     ]
-    .concat()
+    .concat();
+    if plan.nodes > 1 {
+        let what = format!("of weights, keys and values, on the fullest of {} nodes", plan.nodes);
+        table += &row("a node holds", plan.node_bytes, &what);
+    }
+    table += &row("a token reads", plan.bytes_per_token, "of weights");
+    if !dials.is_empty() {
+        table += &format!("{:<18}{dials}\n", "turned");
+    }
+    if let Some(gpu) = gpu {
+        table += &of_gpu(gpu);
+    }
+    if let Some(expected) = expected {
+        table += &speeds(expected, plan.ctx_size);
+    }
+    table
+}
+
+fn of_gpu(gpu: &OnGpu) -> String {
+    let (vram, kv) = (bytes(gpu.vram_bytes), bytes(gpu.kv_bytes));
+    let beside = match gpu.fits {
+        false => "it does not fit".to_owned(),
+        true if gpu.experts == 0 => "it fits".to_owned(),
+        true => {
+            let (count, all, each) = (gpu.experts_that_fit, gpu.experts, bytes(gpu.expert_bytes));
+            format!("{count} of {all} experts of {each} fit beside it")
+        }
+    };
+    let what =
+        format!("of {vram}: all but experts, and {kv} of keys and values; {beside} (this version has no use for it)");
+    row("GPU", gpu.always_bytes.saturating_add(gpu.kv_bytes), &what)
+}
+
+fn speeds(expected: &Expected, ctx_size: usize) -> String {
+    let Expected { limits, decode, decode_at_full_context, prefill } = expected;
+    let limits = format!("{:.1} GB/s and {:.0} GFLOP/s", limits.read_bandwidth / 1e9, limits.peak_flops / 1e9);
+    format!(
+        "{:<18}{decode:>8.1} tok/s  at most, at {limits}; {decode_at_full_context:.1} behind {ctx_size} tokens\n{:<18}{prefill:>8.1} tok/s  at most\n",
+        "decode", "prefill"
+    )
 }

@@ -23,7 +23,7 @@ pub use error::CheckpointError;
 pub use map::MappedFile;
 pub use panels::{Layout, TensorForm};
 
-use crate::config::{ModelConfig, TensorKind, TensorSpec};
+use crate::config::{DialError, Dials, ModelConfig, TensorKind, TensorSpec};
 use header::{Element, TensorInfo};
 
 /// A folder's config and tensors.
@@ -145,7 +145,7 @@ impl Checkpoint {
 
     fn from_shards(
         folder: &Path,
-        config: ModelConfig,
+        mut config: ModelConfig,
         shards: Vec<Shard>,
         placed: &BTreeMap<String, String>,
     ) -> Result<Self, CheckpointError> {
@@ -166,6 +166,7 @@ impl Checkpoint {
                 tensors.insert(name, (index, info));
             }
         }
+        config.find_experts(|name| tensors.contains_key(name));
         let is_scales = |spec: &TensorSpec| spec.kind == TensorKind::Mxfp4Scales;
         let scales = config.tensors().into_iter().filter(is_scales).map(|spec| spec.name).collect();
         let source = sources.pop().filter(|source| !source.is_empty());
@@ -183,6 +184,19 @@ impl Checkpoint {
     /// What config.json says.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// Turns what a user may turn; no tensor is touched.
+    ///
+    /// # Errors
+    /// [`DialError`], and then nothing is turned.
+    pub fn turn(&mut self, dials: &Dials) -> Result<(), DialError> {
+        dials.turn(&mut self.config)
+    }
+
+    /// See [`ModelConfig::for_context`].
+    pub fn for_context(&mut self, ctx_size: usize) {
+        self.config.for_context(ctx_size);
     }
 
     /// Paths and sizes in bytes of the shards, in the order of their names.

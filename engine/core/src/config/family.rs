@@ -4,7 +4,7 @@
 //! modeling files; biases, norms and windows are said per family because their config.json does not say them.
 
 use super::fields::Fields;
-use super::{AttentionBias, ConfigError, QkNorm};
+use super::{AttentionBias, ConfigError, ExpertStorage, QkNorm};
 
 /// One row of the table.
 #[derive(Debug, PartialEq)]
@@ -17,8 +17,8 @@ pub struct Family {
     pub(super) qk_norm: QkNorm,
     pub(super) window: WindowRule,
     pub(super) mlp: MlpRule,
-    pub(super) router: &'static str,
-    pub(super) experts: ExpertNames,
+    /// Ways in which routers and experts are published, the hub's own first; none in a family without.
+    pub(super) layouts: &'static [ExpertLayout],
     /// Each query head has one more score, without a value.
     pub(super) sinks: bool,
     /// Fields that config.json must have, because transformers' default for them is not the one assumed here.
@@ -52,25 +52,63 @@ pub(super) enum MlpRule {
     GptOss,
 }
 
-/// How the experts of a layer are published.
+/// One way in which a family's routers and experts are published.
+#[derive(Debug, PartialEq)]
+pub(super) struct ExpertLayout {
+    pub(super) storage: ExpertStorage,
+    /// `NAME.weight`, and perhaps `NAME.bias`.
+    pub(super) router: &'static str,
+    pub(super) experts: ExpertNames,
+}
+
+/// What tensors with experts are called.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum ExpertNames {
     /// A tensor for each matrix: `experts.EXPERT.gate.weight`, under other names.
     Each { experts: &'static str, gate: &'static str, up: &'static str, down: &'static str },
-    /// All experts' matrices one after the other, as MXFP4: `NAME_blocks` and `NAME_scales`, and `NAME_bias`. Rows of
-    /// gate (even) and up (odd) alternate in one matrix.
-    StackedMxfp4 { gate_up: &'static str, down: &'static str },
+    /// All experts' matrices one after the other, gate and up in one: `NAME`, or in MXFP4 `NAME_blocks` and
+    /// `NAME_scales`, and where there are biases `NAME_bias`.
+    Stacked { gate_up: &'static str, down: &'static str },
 }
 
-const QWEN_MOE: ExpertNames = ExpertNames::Each {
-    experts: "mlp.experts",
-    gate: "gate_proj.weight",
-    up: "up_proj.weight",
-    down: "down_proj.weight",
-};
+const STACKS: ExpertNames = ExpertNames::Stacked { gate_up: "mlp.experts.gate_up_proj", down: "mlp.experts.down_proj" };
 
-const MIXTRAL: ExpertNames =
-    ExpertNames::Each { experts: "block_sparse_moe.experts", gate: "w1.weight", up: "w3.weight", down: "w2.weight" };
+/// What transformers 5 computes with, and writes when asked not to go back to the published names.
+const FUSED: ExpertLayout = ExpertLayout { storage: ExpertStorage::Stacked, router: "mlp.gate", experts: STACKS };
+
+const QWEN_MOE: [ExpertLayout; 2] = [
+    ExpertLayout {
+        storage: ExpertStorage::Matrices,
+        router: "mlp.gate",
+        experts: ExpertNames::Each {
+            experts: "mlp.experts",
+            gate: "gate_proj.weight",
+            up: "up_proj.weight",
+            down: "down_proj.weight",
+        },
+    },
+    FUSED,
+];
+
+const MIXTRAL: [ExpertLayout; 2] = [
+    ExpertLayout {
+        storage: ExpertStorage::Matrices,
+        router: "block_sparse_moe.gate",
+        experts: ExpertNames::Each {
+            experts: "block_sparse_moe.experts",
+            gate: "w1.weight",
+            up: "w3.weight",
+            down: "w2.weight",
+        },
+    },
+    FUSED,
+];
+
+/// As published, and as it is exported for training.
+const GPT_OSS: [ExpertLayout; 2] = [
+    ExpertLayout { storage: ExpertStorage::StackedMxfp4, router: "mlp.router", experts: STACKS },
+    ExpertLayout { storage: ExpertStorage::StackedTransposed, router: "mlp.router", experts: STACKS },
+];
 
 const LLAMA: Family = Family {
     model_type: "llama",
@@ -79,8 +117,7 @@ const LLAMA: Family = Family {
     qk_norm: QkNorm::None,
     window: WindowRule::Never,
     mlp: MlpRule::Dense,
-    router: "mlp.gate",
-    experts: QWEN_MOE,
+    layouts: &[],
     sinks: false,
     required: &[],
 };
@@ -117,6 +154,7 @@ pub static FAMILIES: [Family; 7] = [
         qk_norm: QkNorm::PerHead,
         window: WindowRule::IfUsed,
         mlp: MlpRule::QwenMoe,
+        layouts: &QWEN_MOE,
         required: &["num_key_value_heads"],
         ..LLAMA
     },
@@ -125,8 +163,7 @@ pub static FAMILIES: [Family; 7] = [
         architecture: "MixtralForCausalLM",
         window: WindowRule::Always,
         mlp: MlpRule::Mixtral,
-        router: "block_sparse_moe.gate",
-        experts: MIXTRAL,
+        layouts: &MIXTRAL,
         required: &["num_key_value_heads", "rms_norm_eps", "rope_theta"],
         ..LLAMA
     },
@@ -134,8 +171,7 @@ pub static FAMILIES: [Family; 7] = [
         model_type: "gpt_oss",
         architecture: "GptOssForCausalLM",
         mlp: MlpRule::GptOss,
-        router: "mlp.router",
-        experts: ExpertNames::StackedMxfp4 { gate_up: "mlp.experts.gate_up_proj", down: "mlp.experts.down_proj" },
+        layouts: &GPT_OSS,
         sinks: true,
         required: &[
             "attention_bias",
@@ -162,7 +198,37 @@ impl Family {
         found.map_err(|got| ConfigError::Architecture {
             path: root.path().into(),
             got: got.into(),
+            lacks: lacks(got).map_or(String::new(), |what| format!(" (it needs {what})")),
             supported: FAMILIES.iter().map(|family| family.architecture).collect::<Vec<_>>().join(", "),
         })
+    }
+
+    /// The layout of a storage.
+    ///
+    /// # Panics
+    /// If the family is never published so.
+    pub(super) fn layout(&self, storage: ExpertStorage) -> &'static ExpertLayout {
+        let found = self.layouts.iter().find(|layout| layout.storage == storage);
+        found.unwrap_or_else(|| panic!("experts of {} are never stored as {storage:?}", self.model_type))
+    }
+}
+
+/// What well-known architectures have that no family here has, so that a refusal says more than no.
+fn lacks(architecture: &str) -> Option<&'static str> {
+    match architecture {
+        "DeepseekV3ForCausalLM" | "deepseek_v3" | "KimiK2ForCausalLM" | "kimi_k2" => {
+            Some("latent attention, sigmoid routing by groups, shared experts and weights in FP8 blocks")
+        }
+        "DeepseekV32ForCausalLM" | "GlmMoeDsaForCausalLM" => Some("latent attention with an index of keys"),
+        "Glm4MoeForCausalLM" | "glm4_moe" => Some("sigmoid routing and shared experts"),
+        "MiniMaxM2ForCausalLM" | "minimax_m2" => {
+            Some("sigmoid routing, a norm over all heads together and weights in FP8 blocks")
+        }
+        "Qwen2MoeForCausalLM" | "qwen2_moe" => Some("a shared expert with a gate"),
+        "Qwen3NextForCausalLM" | "Qwen3_5MoeForCausalLM" | "Qwen3_5MoeForConditionalGeneration" => {
+            Some("linear attention")
+        }
+        "Llama4ForCausalLM" | "Llama4ForConditionalGeneration" => Some("chunked attention without positions"),
+        _ => None,
     }
 }

@@ -4,6 +4,7 @@
 //! [`family`], and a checkpoint is that row with numbers. Two dialects of config.json exist (hub files up to
 //! transformers 4, and files written by transformers 5); both are read here and nowhere else.
 
+mod dials;
 pub mod family;
 mod fields;
 mod rope;
@@ -12,11 +13,12 @@ mod tensors;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+pub use dials::{DialError, Dials, ScalingMethod};
 pub use family::Family;
-pub use rope::{Rope, RopeScaling};
+pub use rope::{Rope, RopeScaling, YarnAttention};
 pub use tensors::{StackedExperts, TensorKind, TensorSpec, expert_names, layer_names};
 
-use family::{ExpertNames, MlpRule, WindowRule};
+use family::{MlpRule, WindowRule};
 use fields::Fields;
 
 /// A decoder, as numbers and closed choices.
@@ -82,8 +84,10 @@ pub enum Mlp {
 pub struct Sparse {
     /// Experts in the layer.
     pub num_experts: usize,
-    /// Experts that a token goes through.
+    /// Experts that a token goes through, where its request does not say.
     pub num_experts_per_tok: usize,
+    /// Experts that a request may ask for.
+    pub most_experts_per_tok: usize,
     /// Rows of an expert's gate and up.
     pub moe_intermediate_size: usize,
     /// Factors of the chosen experts' outputs.
@@ -110,6 +114,12 @@ pub enum ExpertWeights {
 pub enum ExpertStorage {
     /// Each matrix is a tensor.
     Matrices,
+    /// Two tensors hold all experts' matrices: `[experts, 2 * moe_intermediate_size, hidden_size]`, the rows of gate and
+    /// then those of up, and `[experts, hidden_size, moe_intermediate_size]`.
+    Stacked,
+    /// The same with inputs as rows: `[experts, hidden_size, 2 * moe_intermediate_size]`, columns of gate and of up in
+    /// turn, and `[experts, moe_intermediate_size, hidden_size]`.
+    StackedTransposed,
     /// Three tensors hold all experts' blocks, scales and biases, gate and up row by row in turn.
     StackedMxfp4,
 }
@@ -176,12 +186,14 @@ pub enum ConfigError {
         why: String,
     },
     /// The architecture is not one of the table's.
-    #[error("{path}: architecture `{got}` is not supported; supported: {supported}")]
+    #[error("{path}: architecture `{got}` is not supported{lacks}; supported: {supported}")]
     Architecture {
         /// The file.
         path: PathBuf,
         /// What the file names.
         got: String,
+        /// What it would need, where that is known.
+        lacks: String,
         /// Names in the table.
         supported: String,
     },
@@ -198,6 +210,8 @@ pub enum ConfigError {
 }
 
 const CONFIG_BYTES_MAX: u64 = 4 << 20;
+/// A sequence of more positions is none that there is.
+const POSITIONS_MAX: usize = 1 << 24;
 /// Experts of all layers together; Kimi K2 has 23,040. A config.json of a few bytes must not ask for gigabytes of names.
 const EXPERTS_MAX: usize = 1 << 17;
 
@@ -257,19 +271,19 @@ impl ModelConfig {
         if root.optional_flag("mlp_bias")? == Some(true) {
             return Err(root.wrong("mlp_bias", "is true; MLP biases are not supported in this family".into()));
         }
-        check_quantization(&root, family)?;
+        let storage = expert_storage(&root, family)?;
         let rms_norm_eps = root.number_of(&["rms_norm_eps", "layernorm_epsilon", "norm_eps"], 1e-6)?;
         if !(rms_norm_eps as f32).is_normal() {
             return Err(root.wrong("rms_norm_eps", format!("is {rms_norm_eps}, which float32 cannot hold")));
         }
-        let max_position_embeddings = root.size("max_position_embeddings", 1..=1 << 24)?;
+        let max_position_embeddings = root.size("max_position_embeddings", 1..=POSITIONS_MAX)?;
         let explicit_bias = root.optional_flag("attention_bias")?.unwrap_or(false);
         let attention_bias = match (family.attention_bias, explicit_bias) {
             (AttentionBias::None, true) => AttentionBias::Qkvo,
             (rule, _) => rule,
         };
         let windows = windows(&root, family.window, num_layers)?;
-        let mlps = mlps(&root, family, num_layers)?;
+        let mlps = mlps(&root, family, storage, num_layers)?;
         for (index, layer) in mlps.iter().enumerate() {
             let Mlp::Sparse(sparse) = layer else { continue };
             let block = simd::matmul::MXFP4_BLOCK;
@@ -307,6 +321,26 @@ impl ModelConfig {
             layers,
             torch_dtype,
         })
+    }
+
+    /// Positions that a context may have: those that the model was made for, and where its frequencies are stretched by
+    /// YaRN or follow the length, those that they are stretched to. (Of linear scaling config.json says one or the other,
+    /// so the smaller is taken; `--rope-scale` says more.)
+    pub fn longest_context(&self) -> usize {
+        match self.rope.scaling {
+            RopeScaling::Yarn { factor, original_max_position_embeddings: original, .. }
+            | RopeScaling::Dynamic { factor, original_max_position_embeddings: original, .. } => {
+                self.max_position_embeddings.max((factor * original) as usize).min(POSITIONS_MAX)
+            }
+            _ => self.max_position_embeddings,
+        }
+    }
+
+    /// Gives frequencies that follow the length of a sequence those for `ctx_size` positions.
+    pub fn for_context(&mut self, ctx_size: usize) {
+        if let RopeScaling::Dynamic { length, .. } = &mut self.rope.scaling {
+            *length = ctx_size as f64;
+        }
     }
 
     /// Width of all query heads together.
@@ -365,26 +399,26 @@ fn windows(root: &Fields, rule: WindowRule, num_layers: usize) -> Result<Vec<Opt
     Ok((0..num_layers).map(|layer| size.filter(|_| layer >= first_sliding)).collect())
 }
 
-/// The only quantised weights are those that a family is published with; whatever else is said is refused by name.
-fn check_quantization(root: &Fields, family: &Family) -> Result<(), ConfigError> {
+/// How experts are stored, as far as config.json says. The only quantised weights are those that a family is published
+/// with; whatever else is said is refused by name.
+fn expert_storage(root: &Fields, family: &Family) -> Result<ExpertStorage, ConfigError> {
     const FIELD: &str = "quantization_config";
-    let mxfp4 = matches!(family.experts, ExpertNames::StackedMxfp4 { .. });
-    match (root.object(FIELD)?, mxfp4) {
-        (None, false) => Ok(()),
-        (None, true) => {
-            Err(root
-                .wrong(FIELD, "is missing; this architecture is supported as published, with experts in MXFP4".into()))
+    let published = family.layouts.first().map_or(ExpertStorage::Matrices, |layout| layout.storage);
+    match (root.object(FIELD)?, published) {
+        (None, ExpertStorage::StackedMxfp4) => Ok(ExpertStorage::StackedTransposed),
+        (None, published) => Ok(published),
+        (Some(quantization), ExpertStorage::StackedMxfp4) => {
+            match quantization.optional_text("quant_method")? {
+                // What stays unquantised is checked by the tensors themselves; here only that it is a list.
+                Some("mxfp4") => quantization.optional_list("modules_to_not_convert").map(|_| published),
+                Some(other) => Err(quantization.wrong("quant_method", format!("is `{other}`; supported: mxfp4"))),
+                None => Err(quantization.wrong("quant_method", "is missing; supported: mxfp4".into())),
+            }
         }
-        (Some(_), false) => {
+        (Some(_), _) => {
             Err(root
                 .wrong(FIELD, "is present; supported are unquantised checkpoints with BF16, F16 or F32 weights".into()))
         }
-        (Some(quantization), true) => match quantization.optional_text("quant_method")? {
-            // What stays unquantised is checked by the tensors themselves; here only that it is a list.
-            Some("mxfp4") => quantization.optional_list("modules_to_not_convert").map(|_| ()),
-            Some(other) => Err(quantization.wrong("quant_method", format!("is `{other}`; supported: mxfp4"))),
-            None => Err(quantization.wrong("quant_method", "is missing; supported: mxfp4".into())),
-        },
     }
 }
 
@@ -404,12 +438,8 @@ fn activation(root: &Fields, rule: MlpRule) -> Result<Activation, ConfigError> {
     }
 }
 
-fn mlps(root: &Fields, family: &Family, num_layers: usize) -> Result<Vec<Mlp>, ConfigError> {
+fn mlps(root: &Fields, family: &Family, storage: ExpertStorage, num_layers: usize) -> Result<Vec<Mlp>, ConfigError> {
     let rule = family.mlp;
-    let storage = match family.experts {
-        ExpertNames::Each { .. } => ExpertStorage::Matrices,
-        ExpertNames::StackedMxfp4 { .. } => ExpertStorage::StackedMxfp4,
-    };
     let dense = || Ok(Mlp::Dense { intermediate_size: root.size("intermediate_size", 1..=1 << 20)? });
     let sparse = |moe_intermediate_size: usize, weights: ExpertWeights| {
         let num_experts = root.size_of(&["num_experts", "num_local_experts", "n_routed_experts"], 1..=4096)?;
@@ -420,7 +450,15 @@ fn mlps(root: &Fields, family: &Family, num_layers: usize) -> Result<Vec<Mlp>, C
         let spellings = ["num_experts_per_tok", "experts_per_token", "num_experts_per_token", "top_k_experts"];
         let num_experts_per_tok = root.size_of(&spellings, 1..=num_experts)?;
         let biased = rule == MlpRule::GptOss;
-        Ok(Mlp::Sparse(Sparse { num_experts, num_experts_per_tok, moe_intermediate_size, weights, biased, storage }))
+        Ok(Mlp::Sparse(Sparse {
+            num_experts,
+            num_experts_per_tok,
+            most_experts_per_tok: num_experts_per_tok,
+            moe_intermediate_size,
+            weights,
+            biased,
+            storage,
+        }))
     };
     match rule {
         MlpRule::Dense => (0..num_layers).map(|_| dense()).collect(),

@@ -3,6 +3,8 @@
 //! Formulas of transformers' `modeling_rope_utils.py`; YaRN is arXiv 2309.00071. Frequencies are computed in float64 and
 //! rounded once to float32; angles are float32 products `position * inv_freq`, because that is what the models saw.
 
+use std::fmt;
+
 use super::ConfigError;
 use super::fields::Fields;
 
@@ -27,6 +29,20 @@ pub enum RopeScaling {
         /// Stretch of the context.
         factor: f64,
     },
+    /// "Dynamic NTK": a base that grows with the length of the sequence.
+    ///
+    /// transformers computes it anew as a sequence grows and leaves the keys that it has; what comes out then depends on
+    /// how the tokens were fed. Here all positions of a run have the base of one length, that of its context: bits depend
+    /// on neither chunks nor neighbours, and a sequence that fills its context gets what one forward pass of transformers
+    /// gives. A context of the original length or less changes nothing.
+    Dynamic {
+        /// Stretch for each further original length.
+        factor: f64,
+        /// Context that the model was trained on.
+        original_max_position_embeddings: f64,
+        /// Length that the base is computed for.
+        length: f64,
+    },
     /// Llama 3.1: low frequencies divided, high ones kept, a ramp between.
     Llama3 {
         /// Stretch of the low frequencies.
@@ -48,10 +64,26 @@ pub enum RopeScaling {
         beta_slow: f64,
         /// Context that the model was first trained on.
         original_max_position_embeddings: f64,
-        /// Factor on cos and sin.
-        attention_factor: f64,
+        /// What cos and sin are multiplied by.
+        attention: YarnAttention,
         /// Round the ramp's ends outwards.
         truncate: bool,
+    },
+}
+
+/// What YaRN multiplies cos and sin by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum YarnAttention {
+    /// `0.1 ln factor + 1`.
+    OfFactor,
+    /// This.
+    Given(f64),
+    /// `m(mscale) / m(mscale_all_dim)` with `m(k) = 0.1 k ln factor + 1` (DeepSeek).
+    Mscale {
+        /// Above.
+        mscale: f64,
+        /// Below.
+        mscale_all_dim: f64,
     },
 }
 
@@ -77,26 +109,51 @@ impl Rope {
             Some(fields) => RopeScaling::parse(fields, max_positions)?,
             None => RopeScaling::None,
         };
+        if matches!(scaling, RopeScaling::Dynamic { .. }) && rotary_dim < 4 {
+            return Err(root.wrong("head_dim", format!("rotates {rotary_dim} dimensions; dynamic scaling needs 4")));
+        }
         let rope = Self { theta, rotary_dim, scaling };
-        let finite = |x: &f32| x.is_finite();
-        if !rope.inv_freq().iter().all(finite) || !finite(&rope.attention_factor()) {
+        if !rope.is_finite() {
             let why = format!("is {theta}; with the scaling of this file it makes angles that are not finite");
             return Err(root.wrong("rope_theta", why));
         }
         Ok(rope)
     }
 
+    /// Whether it makes numbers.
+    pub(super) fn is_finite(&self) -> bool {
+        let finite = |x: &f32| x.is_finite();
+        self.inv_freq().iter().all(finite) && finite(&self.attention_factor())
+    }
+
     /// Angle per position of each rotating pair, `[rotary_dim / 2]`.
     pub fn inv_freq(&self) -> Vec<f32> {
         let pairs = self.rotary_dim / 2;
-        let plain = |i: usize| libm::pow(self.theta, -(2.0 * i as f64) / self.rotary_dim as f64);
+        let dim = self.rotary_dim as f64;
+        let base = match self.scaling {
+            RopeScaling::Dynamic { factor, original_max_position_embeddings: original, length } => {
+                let stretch = factor * length.max(original) / original - (factor - 1.0);
+                self.theta * libm::pow(stretch, dim / (dim - 2.0))
+            }
+            _ => self.theta,
+        };
+        let plain = |i: usize| libm::pow(base, -(2.0 * i as f64) / dim);
         (0..pairs).map(|i| self.scaling.apply(plain(i), i, self) as f32).collect()
     }
 
     /// Factor on cos and sin.
     pub fn attention_factor(&self) -> f32 {
         match self.scaling {
-            RopeScaling::Yarn { attention_factor, .. } => attention_factor as f32,
+            RopeScaling::Yarn { factor, attention, .. } => {
+                // 1 where nothing is stretched.
+                let m = |k: f64| if factor <= 1.0 { 1.0 } else { 0.1 * k * libm::log(factor) + 1.0 };
+                let factor = match attention {
+                    YarnAttention::OfFactor => m(1.0),
+                    YarnAttention::Given(factor) => factor,
+                    YarnAttention::Mscale { mscale, mscale_all_dim } => m(mscale) / m(mscale_all_dim),
+                };
+                factor as f32
+            }
             _ => 1.0,
         }
     }
@@ -117,31 +174,62 @@ impl RopeScaling {
                 original_max_position_embeddings: original()?,
             }),
             "yarn" => {
-                let factor = fields.number("factor")?;
-                // m(s, k) = 0.1 k ln s + 1, and 1 where nothing is stretched.
-                let mscale = |k: f64| if factor <= 1.0 { 1.0 } else { 0.1 * k * libm::log(factor) + 1.0 };
                 let both = (fields.optional_number("mscale")?, fields.optional_number("mscale_all_dim")?);
-                let attention_factor = match (fields.optional_number("attention_factor")?, both) {
-                    (Some(given), _) => given,
-                    (None, (Some(mscale_k), Some(all_dim))) => mscale(mscale_k) / mscale(all_dim),
-                    (None, _) => mscale(1.0),
+                let attention = match (fields.optional_number("attention_factor")?, both) {
+                    (Some(given), _) => YarnAttention::Given(given),
+                    (None, (Some(mscale), Some(mscale_all_dim))) => YarnAttention::Mscale { mscale, mscale_all_dim },
+                    (None, _) => YarnAttention::OfFactor,
                 };
                 Ok(Self::Yarn {
-                    factor,
+                    factor: fields.number("factor")?,
                     beta_fast: fields.optional_number("beta_fast")?.unwrap_or(32.0),
                     beta_slow: fields.optional_number("beta_slow")?.unwrap_or(1.0),
                     original_max_position_embeddings: original()?,
-                    attention_factor,
+                    attention,
                     truncate: fields.optional_flag("truncate")?.unwrap_or(true),
                 })
             }
-            other => Err(fields.wrong("rope_type", format!("is `{other}`; supported: default, linear, llama3, yarn"))),
+            "dynamic" => {
+                let original = max_positions as f64;
+                let factor = fields.number("factor")?;
+                if factor < 1.0 {
+                    return Err(fields.wrong("factor", format!("is {factor}; it stretches, so it is 1 or more")));
+                }
+                Ok(Self::Dynamic { factor, original_max_position_embeddings: original, length: original })
+            }
+            other => {
+                let why = format!("is `{other}`; supported: default, linear, dynamic, llama3, yarn");
+                Err(fields.wrong("rope_type", why))
+            }
+        }
+    }
+
+    /// As config.json and flags call it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Linear { .. } => "linear",
+            Self::Dynamic { .. } => "dynamic",
+            Self::Llama3 { .. } => "llama3",
+            Self::Yarn { .. } => "yarn",
+        }
+    }
+
+    /// Stretch of the context.
+    pub fn factor(&self) -> Option<f64> {
+        match self {
+            Self::None => None,
+            Self::Linear { factor }
+            | Self::Dynamic { factor, .. }
+            | Self::Llama3 { factor, .. }
+            | Self::Yarn { factor, .. } => Some(*factor),
         }
     }
 
     fn apply(&self, inv_freq: f64, pair: usize, rope: &Rope) -> f64 {
         match *self {
-            Self::None => inv_freq,
+            // Dynamic scaling is in the base already.
+            Self::None | Self::Dynamic { .. } => inv_freq,
             Self::Linear { factor } => inv_freq / factor,
             Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
                 let wavelength = 2.0 * std::f64::consts::PI / inv_freq;
@@ -171,6 +259,24 @@ impl RopeScaling {
                 }
                 let ramp = ((pair as f64 - low) / (high - low)).clamp(0.0, 1.0);
                 inv_freq / factor * ramp + inv_freq * (1.0 - ramp)
+            }
+        }
+    }
+}
+
+/// `yarn x4 of 32768`
+impl fmt::Display for RopeScaling {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(self.name())?;
+        self.factor().map_or(Ok(()), |factor| write!(f, " x{factor}"))?;
+        match self {
+            Self::None | Self::Linear { .. } => Ok(()),
+            Self::Dynamic { original_max_position_embeddings, length, .. } => {
+                write!(f, " of {original_max_position_embeddings} for {length} positions")
+            }
+            Self::Llama3 { original_max_position_embeddings, .. }
+            | Self::Yarn { original_max_position_embeddings, .. } => {
+                write!(f, " of {original_max_position_embeddings}")
             }
         }
     }

@@ -6,7 +6,7 @@
 use simd::Dtype;
 use simd::matmul::MXFP4_BLOCK;
 
-use super::family::ExpertNames;
+use super::family::{ExpertLayout, ExpertNames};
 use super::{AttentionBias, ExpertStorage, Mlp, ModelConfig, QkNorm, Sparse};
 
 /// A tensor that the model needs.
@@ -27,6 +27,13 @@ pub enum TensorKind {
     Matrix,
     /// Norms, biases or sinks, in the same types; small, and float32 in memory.
     Vector,
+    /// A stack of matrices of BF16, F16 or F32, `[experts, out_features, in_features]`, or with these two swapped.
+    Stack {
+        /// How many matrices, of equally many rows.
+        matrices: usize,
+        /// `[experts, in_features, out_features]`.
+        transposed: bool,
+    },
     /// U8, two weights a byte, of several matrices one after the other.
     Mxfp4Blocks {
         /// How many matrices, of equally many rows.
@@ -39,7 +46,7 @@ pub enum TensorKind {
 impl TensorKind {
     /// Whether it holds numbers in one of the three types that the shard names.
     pub fn is_numbers(self) -> bool {
-        matches!(self, Self::Matrix | Self::Vector)
+        matches!(self, Self::Matrix | Self::Vector | Self::Stack { .. })
     }
 }
 
@@ -51,10 +58,15 @@ impl TensorSpec {
     /// Parameters of the model in this tensor; scales are none.
     pub fn parameters(&self) -> u64 {
         match self.kind {
-            TensorKind::Matrix | TensorKind::Vector => self.elements(),
+            TensorKind::Matrix | TensorKind::Vector | TensorKind::Stack { .. } => self.elements(),
             TensorKind::Mxfp4Blocks { .. } => 2 * self.elements(),
             TensorKind::Mxfp4Scales => 0,
         }
+    }
+
+    /// Whether it belongs to experts.
+    pub fn is_of_expert(&self) -> bool {
+        self.name.contains(".experts.")
     }
 
     /// Bytes in the shards, where numbers have type `dtype`.
@@ -76,15 +88,17 @@ pub fn layer_names(layer: usize, tensor: &str) -> String {
 /// # Panics
 /// If experts are stacked: then [`ModelConfig::stacked_experts`] names them.
 pub fn expert_names(config: &ModelConfig, layer: usize, expert: usize) -> [String; 3] {
-    let ExpertNames::Each { experts, gate, up, down } = config.family.experts else {
-        panic!("experts of {} are stacked", config.family.model_type)
+    let ExpertNames::Each { experts, gate, up, down } = config.layout(layer).experts else {
+        panic!("experts of layer {layer} are stacked")
     };
     [gate, up, down].map(|part| layer_names(layer, &format!("{experts}.{expert}.{part}")))
 }
 
-/// Names of one stack of MXFP4 matrices.
+/// Names of one stack of matrices; which of them are tensors is the storage's to say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StackedExperts {
+    /// `[experts, rows, cols]`, or transposed.
+    pub weights: String,
     /// `[experts, rows, cols / 32, 16]`.
     pub blocks: String,
     /// `[experts, rows, cols / 32]`.
@@ -94,14 +108,46 @@ pub struct StackedExperts {
 }
 
 impl ModelConfig {
+    /// How the router and the experts of layer `layer` are published.
+    ///
+    /// # Panics
+    /// If the layer has none.
+    fn layout(&self, layer: usize) -> &'static ExpertLayout {
+        let Mlp::Sparse(sparse) = &self.layers[layer].mlp else { panic!("layer {layer} has no experts") };
+        self.family.layout(sparse.storage)
+    }
+
     /// Name of the router's matrix in layer `layer`.
+    ///
+    /// # Panics
+    /// If the layer has none.
     pub fn router_name(&self, layer: usize) -> String {
-        layer_names(layer, &format!("{}.weight", self.family.router))
+        layer_names(layer, &format!("{}.weight", self.layout(layer).router))
     }
 
     /// Name of the router's bias in layer `layer`.
+    ///
+    /// # Panics
+    /// If the layer has none.
     pub fn router_bias_name(&self, layer: usize) -> String {
-        layer_names(layer, &format!("{}.bias", self.family.router))
+        layer_names(layer, &format!("{}.bias", self.layout(layer).router))
+    }
+
+    /// Looks which layout the experts have in a folder that `has` these tensors: config.json does not say whether they
+    /// are stacked. Where it has none, the layout stays the hub's own, and what is missing of it is named.
+    pub fn find_experts(&mut self, has: impl Fn(&str) -> bool) {
+        let layouts = self.family.layouts;
+        if layouts.first().is_none_or(|published| published.storage != ExpertStorage::Matrices) {
+            return; // Then config.json has said it.
+        }
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            let Mlp::Sparse(sparse) = &mut layer.mlp else { continue };
+            let found = layouts.iter().find(|layout| match layout.experts {
+                ExpertNames::Each { experts, gate, .. } => has(&layer_names(index, &format!("{experts}.0.{gate}"))),
+                ExpertNames::Stacked { gate_up, .. } => has(&layer_names(index, gate_up)),
+            });
+            sparse.storage = found.map_or(sparse.storage, |layout| layout.storage);
+        }
     }
 
     /// Name of the attention sinks in layer `layer`.
@@ -114,12 +160,12 @@ impl ModelConfig {
     /// # Panics
     /// If experts are not stacked: then [`expert_names`] names them.
     pub fn stacked_experts(&self, layer: usize) -> [StackedExperts; 2] {
-        let ExpertNames::StackedMxfp4 { gate_up, down } = self.family.experts else {
-            panic!("experts of {} are not stacked", self.family.model_type)
+        let ExpertNames::Stacked { gate_up, down } = self.layout(layer).experts else {
+            panic!("experts of layer {layer} are not stacked")
         };
         [gate_up, down].map(|stack| {
-            let part = |part: &str| layer_names(layer, &format!("{stack}_{part}"));
-            StackedExperts { blocks: part("blocks"), scales: part("scales"), bias: part("bias") }
+            let part = |part: &str| layer_names(layer, &format!("{stack}{part}"));
+            StackedExperts { weights: part(""), blocks: part("_blocks"), scales: part("_scales"), bias: part("_bias") }
         })
     }
 
@@ -199,27 +245,36 @@ impl Specs {
                     self.matrix(down, [hidden, width]);
                 }
             }
-            ExpertStorage::StackedMxfp4 => {
+            storage => {
+                // Gate and up are two matrices of one stack.
                 let shapes = [(2 * experts, 2 * width, hidden), (experts, hidden, width)];
-                for (StackedExperts { blocks, scales, bias }, shape) in
-                    config.stacked_experts(layer).into_iter().zip(shapes)
-                {
-                    let (matrices, rows, cols) = shape;
-                    let block_count = cols / MXFP4_BLOCK;
-                    self.0.extend([
-                        TensorSpec {
-                            name: blocks,
-                            shape: vec![experts, rows, block_count, MXFP4_BLOCK / 2],
-                            kind: TensorKind::Mxfp4Blocks { matrices },
-                        },
-                        TensorSpec {
-                            name: scales,
-                            shape: vec![experts, rows, block_count],
-                            kind: TensorKind::Mxfp4Scales,
-                        },
-                        TensorSpec { name: bias, shape: vec![experts, rows], kind: TensorKind::Vector },
-                    ]);
+                for (names, (matrices, rows, cols)) in config.stacked_experts(layer).into_iter().zip(shapes) {
+                    self.stack(storage, &names, matrices, [experts, rows, cols]);
+                    if sparse.biased {
+                        let shape = vec![experts, rows];
+                        self.0.push(TensorSpec { name: names.bias, shape, kind: TensorKind::Vector });
+                    }
                 }
+            }
+        }
+    }
+
+    /// Matrices of several experts in one tensor, or in one of blocks and one of scales.
+    fn stack(&mut self, storage: ExpertStorage, names: &StackedExperts, matrices: usize, shape: [usize; 3]) {
+        let [experts, rows, cols] = shape;
+        let mut push = |name: &String, shape, kind| self.0.push(TensorSpec { name: name.clone(), shape, kind });
+        let blocks = cols / MXFP4_BLOCK;
+        match storage {
+            ExpertStorage::StackedMxfp4 => {
+                let shape = vec![experts, rows, blocks, MXFP4_BLOCK / 2];
+                push(&names.blocks, shape, TensorKind::Mxfp4Blocks { matrices });
+                push(&names.scales, vec![experts, rows, blocks], TensorKind::Mxfp4Scales);
+            }
+            ExpertStorage::StackedTransposed => {
+                push(&names.weights, vec![experts, cols, rows], TensorKind::Stack { matrices, transposed: true });
+            }
+            ExpertStorage::Stacked | ExpertStorage::Matrices => {
+                push(&names.weights, vec![experts, rows, cols], TensorKind::Stack { matrices, transposed: false });
             }
         }
     }

@@ -113,7 +113,11 @@ fn a_wrong_field_is_named_with_what_it_may_be() {
         ("\"hidden_size\": 2048", "\"hidden_size\": -1", "`hidden_size` is -1; it must be a whole number"),
         ("\"num_key_value_heads\": 4", "\"num_key_value_heads\": 5", "does not divide num_attention_heads"),
         ("\"num_experts_per_tok\": 8", "\"num_experts_per_tok\": 129", "from 1 to 128"),
-        ("\"rope_scaling\": null", "\"rope_scaling\": {\"rope_type\": \"longrope\"}", "supported: default, linear"),
+        (
+            "\"rope_scaling\": null",
+            "\"rope_scaling\": {\"rope_type\": \"longrope\"}",
+            "supported: default, linear, dynamic",
+        ),
         ("\"hidden_act\": \"silu\"", "\"hidden_act\": \"gelu\"", "supported: silu"),
         ("Qwen3MoeForCausalLM", "GemmaForCausalLM", "supported: LlamaForCausalLM"),
         ("\"vocab_size\": 151936", "\"vocab_size\": 99999999999", "`vocab_size`"),
@@ -151,7 +155,7 @@ fn rope_frequencies_are_those_of_transformers_for_every_scaling() {
     let golden: serde_json::Value =
         serde_json::from_str(include_str!("../../../../tests/golden/rope.json")).expect("golden data is JSON");
     let cases = golden["cases"].as_array().expect("a list");
-    assert!(cases.len() >= 11);
+    assert!(cases.len() >= 13);
     for case in cases {
         let mut config = serde_json::json!({
             "architectures": ["LlamaForCausalLM"], "hidden_size": 512, "intermediate_size": 64,
@@ -160,7 +164,10 @@ fn rope_frequencies_are_those_of_transformers_for_every_scaling() {
         for (field, value) in case["config"].as_object().expect("an object") {
             config[field] = value.clone();
         }
-        let rope = parse(&config.to_string()).unwrap().rope;
+        let mut config = parse(&config.to_string()).unwrap();
+        // The reference is a sequence that ends at the last of its positions.
+        config.for_context(golden["positions"].as_array().and_then(|all| all.last()?.as_u64()).unwrap() as usize + 1);
+        let rope = config.rope;
         let name = case["name"].as_str().expect("a name");
         let want: Vec<f32> = case["inv_freq"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect();
         let got = rope.inv_freq();

@@ -12,7 +12,7 @@ use simd::matmul::{PANEL, Rows};
 
 use super::forward::Observer;
 use super::linear::Into;
-use super::routing::{self, Assignments};
+use super::routing::{self, Assignments, NO_EXPERT};
 use super::weights::{FeedForward, GatedMlp, Layer, Model};
 use super::workspace::{Buffers, Crew, Workspace};
 use crate::config::{Activation, Sparse};
@@ -41,7 +41,7 @@ impl Model {
                 self.project([router], prepared, identity, Into::Store, logits, crew);
                 routing::choose(self.options.isa, shape, rows, buffers, crew);
                 let logits = &buffers.router_logits[..rows * shape.num_experts];
-                observer.routed(index, logits, &buffers.experts[..rows * shape.num_experts_per_tok]);
+                observer.routed(index, logits, &buffers.experts[..rows * shape.most_experts_per_tok]);
                 if experts[0].gate.dtype != router.dtype {
                     self.prepare_normed(norm, &experts[0].gate, rows, buffers, crew);
                 }
@@ -63,10 +63,10 @@ impl Model {
     }
 
     fn sparse(&self, experts: &[GatedMlp], shape: &Sparse, rows: usize, buffers: &mut Buffers, crew: &mut Crew) {
-        let (hidden, k) = (self.config().hidden_size, shape.num_experts_per_tok);
-        let count = rows * k;
+        let (hidden, k) = (self.config().hidden_size, shape.most_experts_per_tok);
         let Buffers { prepared, identity, activated, assignments, expert_out, choices, residual, .. } = buffers;
         let Assignments { rows: select, experts: chosen, groups, of_choice, .. } = &*assignments;
+        let count = select.len();
         let activated = &mut activated[..count * shape.moe_intermediate_size];
         self.gate_and_up(&Groups { mlps: experts, chosen, rows: groups, select }, prepared, activated, crew);
 
@@ -81,7 +81,8 @@ impl Model {
             let sum = &mut worker.row[..hidden];
             sum.fill(0.0);
             let of_row = row * k..(row + 1) * k;
-            for (assignment, choice) in of_choice[of_row.clone()].iter().zip(&choices[of_row]) {
+            let chosen = of_choice[of_row.clone()].iter().zip(&choices[of_row]);
+            for (assignment, choice) in chosen.take_while(|(_, choice)| choice.expert != NO_EXPERT) {
                 let out = &expert_out[*assignment as usize * hidden..][..hidden];
                 elementwise::add_scaled(isa, sum, out, choice.weight);
             }

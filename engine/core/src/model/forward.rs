@@ -3,6 +3,8 @@
 //! A row is one token of one sequence at one position. Prefill is a step with many rows of a sequence, decoding one with
 //! a row each of many sequences, and any mix is allowed: no row's bits depend on the rows beside it.
 
+use std::num::NonZeroUsize;
+
 use simd::elementwise;
 
 use super::linear::Into;
@@ -20,6 +22,9 @@ pub struct Row {
     pub position: usize,
     /// Index of its sequence's block table in [`Batch::tables`].
     pub sequence: usize,
+    /// Experts that it goes through, up to [`Sparse::most_experts_per_tok`](crate::config::Sparse); without it, as many as
+    /// the model's tokens do.
+    pub experts_per_token: Option<NonZeroUsize>,
 }
 
 /// Rows of one step. Rows of a sequence stand together, positions ascending by one.
@@ -36,7 +41,8 @@ pub struct Batch<'a> {
 pub trait Observer {
     /// The residual stream `[rows, hidden_size]` before layer `layer`; after the last one `layer` is their number.
     fn residual(&mut self, _layer: usize, _rows: &[f32]) {}
-    /// Router logits `[rows, num_experts]` and chosen experts `[rows, num_experts_per_tok]`, best first.
+    /// Router logits `[rows, num_experts]` and chosen experts `[rows, most_experts_per_tok]`, best first; behind those of a
+    /// row that asked for fewer stands `u32::MAX`.
     fn routed(&mut self, _layer: usize, _logits: &[f32], _experts: &[u32]) {}
 }
 
@@ -74,6 +80,7 @@ impl Model {
         let row_bytes = config.hidden_size * embedding.dtype.size();
         let pairs = self.rope.pairs();
         for (index, row) in batch.rows.iter().enumerate() {
+            buffers.asked_experts[index] = row.experts_per_token;
             let from = &embedding.bytes[row.token as usize * row_bytes..][..row_bytes];
             embedding.dtype.widen(from, &mut buffers.residual[index * config.hidden_size..][..config.hidden_size]);
             let of_row = index * pairs..(index + 1) * pairs;

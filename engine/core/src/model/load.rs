@@ -210,13 +210,13 @@ fn check_types(checkpoint: &Checkpoint) -> Result<(), LoadError> {
                 sharing
                     .push(["gate", "up"].map(|part| layer_names(layer, &format!("mlp.{part}_proj.weight"))).to_vec());
             }
-            // All of MXFP4, which meets activations in one form.
-            Mlp::Sparse(Sparse { storage: ExpertStorage::StackedMxfp4, .. }) => {}
-            Mlp::Sparse(sparse) => {
+            Mlp::Sparse(sparse @ Sparse { storage: ExpertStorage::Matrices, .. }) => {
                 let experts: Vec<_> = (0..sparse.num_experts).map(|e| expert_names(config, layer, e)).collect();
                 sharing.push(experts.iter().flat_map(|[gate, up, _]| [gate.clone(), up.clone()]).collect());
                 sharing.push(experts.into_iter().map(|[_, _, down]| down).collect());
             }
+            // A stack is of one type.
+            Mlp::Sparse(_) => {}
         }
         for names in sharing {
             let dtype_of = |name: &String| checkpoint.tensor(name).dtype;

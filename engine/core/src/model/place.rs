@@ -42,6 +42,14 @@ pub(super) struct Placed {
     pub(super) bytes: Range<usize>,
 }
 
+/// A matrix within one of a stack.
+struct Part {
+    rows: usize,
+    cols: usize,
+    /// Rows of the stack's matrix, the first that is this one's, and from each to the next.
+    of_all: [usize; 3],
+}
+
 impl<'a> Place<'a> {
     pub(super) fn new(checkpoint: &'a Checkpoint, load: Load, homes: &'a Homes) -> Self {
         Self { checkpoint, load, homes, next: vec![0; homes.count()], placed: Vec::new() }
@@ -79,7 +87,7 @@ impl<'a> Place<'a> {
                     ExpertStorage::Matrices => (0..shape.num_experts)
                         .map(|expert| self.gated_mlp(expert_names(config, index, expert)))
                         .collect(),
-                    ExpertStorage::StackedMxfp4 => self.stacked_experts(config, index, shape),
+                    _ => self.stacked_experts(config, index, shape),
                 };
                 FeedForward::Sparse { router, experts, shape: shape.clone() }
             }
@@ -102,34 +110,62 @@ impl<'a> Place<'a> {
         GatedMlp { gate: self.linear(&gate), up: self.linear(&up), down: self.linear(&down) }
     }
 
-    /// The experts of a layer whose matrices are stacked: gate and up row by row in turn, with biases.
+    /// The experts of a layer whose matrices are stacked, gate and up in one.
     fn stacked_experts(&mut self, config: &ModelConfig, layer: usize, shape: &Sparse) -> Vec<GatedMlp> {
-        let [gate_up, down] = config.stacked_experts(layer);
+        let stacks = config.stacked_experts(layer);
+        let biases = stacks.each_ref().map(|stack| shape.biased.then(|| self.vector(&stack.bias)));
         let (hidden, width) = (config.hidden_size, shape.moe_intermediate_size);
-        let [gate_up_bias, down_bias] = [&gate_up, &down].map(|stack| self.vector(&stack.bias));
         let experts = 0..shape.num_experts;
         experts
             .map(|expert| {
-                let mut part = |stack: &StackedExperts, bias: &[f32], [rows, cols]: [usize; 2], first_row, row_step| {
-                    let [blocks, scales] = [&stack.blocks, &stack.scales].map(|name| {
-                        let all = self.checkpoint.location(name);
-                        let bytes = all.size() / shape.num_experts;
-                        all.part(expert * bytes..(expert + 1) * bytes)
+                let mut part = |stack: usize, part: Part| {
+                    let mut linear = self.part_of_stack(&stacks[stack], shape, expert, &part);
+                    let Part { rows, of_all: [all_rows, first_row, row_step], .. } = part;
+                    linear.bias = biases[stack].as_ref().map(|bias| {
+                        let of_expert = &bias[expert * all_rows..(expert + 1) * all_rows];
+                        of_expert[first_row..].iter().step_by(row_step).take(rows).copied().collect()
                     });
-                    let source = Source::Mxfp4 { blocks, scales, first_row, row_step };
-                    // What the blocks stand for are BF16 numbers: as such they meet activations.
-                    let mut linear = self.matrix(&stack.blocks, source, Dtype::Bf16, [rows, cols]);
-                    let of_expert = &bias[expert * rows * row_step..(expert + 1) * rows * row_step];
-                    linear.bias = Some(of_expert.iter().skip(first_row).step_by(row_step).copied().collect());
                     linear
                 };
+                // One after the other, or in turn.
+                let (up, step) = if shape.storage == ExpertStorage::Stacked { (width, 1) } else { (1, 2) };
                 GatedMlp {
-                    gate: part(&gate_up, &gate_up_bias, [width, hidden], 0, 2),
-                    up: part(&gate_up, &gate_up_bias, [width, hidden], 1, 2),
-                    down: part(&down, &down_bias, [hidden, width], 0, 1),
+                    gate: part(0, Part { rows: width, cols: hidden, of_all: [2 * width, 0, step] }),
+                    up: part(0, Part { rows: width, cols: hidden, of_all: [2 * width, up, step] }),
+                    down: part(1, Part { rows: hidden, cols: width, of_all: [hidden, 0, 1] }),
                 }
             })
             .collect()
+    }
+
+    /// One matrix of one expert, as `storage` has it.
+    fn part_of_stack(&mut self, stack: &StackedExperts, shape: &Sparse, expert: usize, part: &Part) -> Linear {
+        let Part { rows, cols, of_all: [all_rows, first_row, row_step] } = *part;
+        let of_expert = |name: &str| {
+            let all = self.checkpoint.location(name);
+            let bytes = all.size() / shape.num_experts;
+            all.part(expert * bytes..(expert + 1) * bytes)
+        };
+        let (name, dtype, source) = match shape.storage {
+            ExpertStorage::StackedMxfp4 => {
+                let (blocks, scales) = (of_expert(&stack.blocks), of_expert(&stack.scales));
+                // What the blocks stand for are BF16 numbers: as such they meet activations.
+                (&stack.blocks, Dtype::Bf16, Source::Mxfp4 { blocks, scales, first_row, row_step })
+            }
+            ExpertStorage::StackedTransposed => {
+                let location = of_expert(&stack.weights);
+                let dtype = self.checkpoint.tensor(&stack.weights).dtype;
+                (&stack.weights, dtype, Source::Transposed { location, first_row, row_step })
+            }
+            ExpertStorage::Stacked | ExpertStorage::Matrices => {
+                let location = of_expert(&stack.weights);
+                let row_bytes = location.size() / all_rows;
+                let dtype = self.checkpoint.tensor(&stack.weights).dtype;
+                let location = location.part(first_row * row_bytes..(first_row + rows) * row_bytes);
+                (&stack.weights, dtype, Source::rows(location))
+            }
+        };
+        self.matrix(name, source, dtype, [rows, cols])
     }
 
     /// A matrix that is a tensor of its own.
@@ -147,7 +183,8 @@ impl<'a> Place<'a> {
 
     fn matrix(&mut self, tensor: &str, source: Source, dtype: Dtype, [rows, cols]: [usize; 2]) -> Linear {
         let mut slices = Vec::new();
-        if self.load == Load::Resident {
+        // No kernel reads transposed weights: they get panels wherever the others stay.
+        if self.load == Load::Resident || source.is_whole() {
             // A matrix of few panels has none on some nodes.
             let of_homes = self.homes.slices(rows.div_ceil(PANEL));
             let shares = of_homes.iter().enumerate().filter(|(_, panels)| !panels.is_empty());

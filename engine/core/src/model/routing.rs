@@ -7,6 +7,9 @@ use simd::elementwise;
 use super::workspace::{Buffers, Crew, Worker};
 use crate::config::{ExpertWeights, Sparse};
 
+/// In the place of an expert where a row goes through fewer than others may.
+pub(super) const NO_EXPERT: u32 = u32::MAX;
+
 /// One of a row's experts.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Choice {
@@ -15,13 +18,16 @@ pub(super) struct Choice {
     pub(super) weight: f32,
 }
 
-/// The `num_experts_per_tok` experts of the greatest logits, best first, with the factors of their outputs; fills
+/// The experts of the greatest logits, as many as each row asks for, best first, with the factors of their outputs; fills
 /// `choices`, `experts` and `assignments` from `router_logits`.
 pub(super) fn choose(isa: simd::Isa, shape: &Sparse, rows: usize, buffers: &mut Buffers, crew: &mut Crew) {
-    let (num_experts, k) = (shape.num_experts, shape.num_experts_per_tok);
-    let Buffers { router_logits, choices, experts, assignments, .. } = buffers;
-    let choices = &mut choices[..rows * k];
-    crew.pool.chunks(&mut crew.workers, choices, k, |worker, row, choices| {
+    let (num_experts, most) = (shape.num_experts, shape.most_experts_per_tok);
+    let Buffers { router_logits, choices, experts, assignments, asked_experts, .. } = buffers;
+    let choices = &mut choices[..rows * most];
+    crew.pool.chunks(&mut crew.workers, choices, most, |worker, row, choices| {
+        let k = asked_experts[row].map_or(shape.num_experts_per_tok, |asked| asked.get().min(most));
+        let (choices, others) = choices.split_at_mut(k);
+        others.fill(Choice { expert: NO_EXPERT, weight: 0.0 });
         let Worker { probabilities, chosen, .. } = worker;
         let (probabilities, chosen) = (&mut probabilities[..num_experts], &mut chosen[..k]);
         probabilities.copy_from_slice(&router_logits[row * num_experts..][..num_experts]);
@@ -49,14 +55,14 @@ pub(super) fn choose(isa: simd::Isa, shape: &Sparse, rows: usize, buffers: &mut 
     for (expert, choice) in experts.iter_mut().zip(&*choices) {
         *expert = choice.expert;
     }
-    assignments.group(&experts[..rows * k], k, num_experts);
+    assignments.group(&experts[..rows * most], most, num_experts);
 }
 
 /// Rows grouped by expert: an assignment is one row at one expert.
 pub(super) struct Assignments {
     /// Row of each assignment, grouped by expert.
     pub(super) rows: Vec<u32>,
-    /// Assignment of each row's choice: `[rows, num_experts_per_tok]`.
+    /// Assignment of each row's choice: `[rows, most_experts_per_tok]`; without meaning where there is no expert.
     pub(super) of_choice: Vec<u32>,
     /// Experts that have rows, ascending.
     pub(super) experts: Vec<usize>,
@@ -93,8 +99,10 @@ impl Assignments {
     fn group(&mut self, chosen: &[u32], k: usize, num_experts: usize) {
         let next = &mut self.next[..num_experts];
         next.fill(0);
-        for expert in chosen {
+        let mut count = 0;
+        for expert in chosen.iter().filter(|expert| **expert != NO_EXPERT) {
             next[*expert as usize] += 1;
+            count += 1;
         }
         self.experts.clear();
         self.groups.clear();
@@ -107,9 +115,9 @@ impl Assignments {
             }
             (*next, start) = (start as u32, end);
         }
-        self.rows.resize(chosen.len(), 0);
+        self.rows.resize(count, 0);
         self.of_choice.resize(chosen.len(), 0);
-        for (choice, expert) in chosen.iter().enumerate() {
+        for (choice, expert) in chosen.iter().enumerate().filter(|(_, expert)| **expert != NO_EXPERT) {
             let assignment = &mut next[*expert as usize];
             self.rows[*assignment as usize] = (choice / k) as u32;
             self.of_choice[choice] = *assignment;
@@ -135,5 +143,15 @@ mod tests {
                 assert_eq!(assignments.rows[*assignment as usize] as usize, choice / 2);
             }
         }
+    }
+    #[test]
+    fn rows_that_ask_for_fewer_experts_leave_the_others_alone() {
+        let chosen = [3, NO_EXPERT, 0, 3, 1, NO_EXPERT]; // three rows of one, two and one experts
+        let mut assignments = Assignments::with_capacity(6, 4);
+        assignments.group(&chosen, 2, 4);
+        assert_eq!(assignments.experts, [0, 1, 3]);
+        assert_eq!(assignments.groups, [0..1, 1..2, 2..4]);
+        assert_eq!(assignments.rows, [1, 2, 0, 1]);
+        assert_eq!([0, 2, 3, 4].map(|choice| assignments.of_choice[choice]), [2, 0, 3, 1]);
     }
 }

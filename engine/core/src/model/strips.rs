@@ -99,9 +99,13 @@ pub(super) fn cut<'a>(
         let (panels, tail) = tail.split_at_mut(placed.bytes.len());
         (*rest, *at) = (tail, placed.bytes.end);
         let unit = placed.source.bytes_of_panel(placed.dtype, placed.cols);
-        let strip_bytes = (most / unit).max(1) * unit;
-        let panel_bytes = placed.source.panel_bytes(placed.dtype, placed.cols);
-        let chunks = panels.chunks_mut(strip_bytes / unit * panel_bytes);
+        let of_strip = if placed.source.is_whole() { 1 } else { (most / unit).max(1) };
+        let strip_bytes = of_strip * unit;
+        let chunk = match placed.source.is_whole() {
+            true => panels.len(),
+            false => of_strip * placed.source.panel_bytes(placed.dtype, placed.cols),
+        };
+        let chunks = panels.chunks_mut(chunk);
         let here = Pieces { tensor: &placed.tensor, strip_bytes, fills: Vec::new() };
         pieces.entry(placed.source.location().clone()).or_insert(here).fills.push((placed, chunks));
     }

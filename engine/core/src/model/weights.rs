@@ -202,6 +202,8 @@ impl Model {
                 Matrix::mxfp4_row_major(published(blocks), published(scales), all)
                     .map(|all| all.every(*first_row, *row_step))
             }
+            (Some(panels), Source::Transposed { .. }) => Matrix::panels(linear.dtype, panels, shape),
+            (None, Source::Transposed { .. }) => None, // `place` gives them panels wherever weights live.
             (panels, Source::Panels(location)) => {
                 Matrix::panels(linear.dtype, panels.unwrap_or_else(|| published(location)), shape)
             }
@@ -223,7 +225,9 @@ impl Linear {
     /// Bytes that a product reads: the weights themselves, without padding, or all of packed panels.
     pub(super) fn bytes(&self) -> usize {
         match &self.source {
-            Source::Rows { .. } | Source::Panels(_) => self.rows * self.cols * self.dtype.size(),
+            Source::Rows { .. } | Source::Transposed { .. } | Source::Panels(_) => {
+                self.rows * self.cols * self.dtype.size()
+            }
             Source::Mxfp4 { .. } => self.rows * (self.cols / MXFP4_BLOCK) * MXFP4_BLOCK_BYTES,
             Source::Packed(location) => location.size(),
         }

@@ -1,5 +1,6 @@
 //! Every buffer of a step, a named field each, allocated once for the most rows that a step may have.
 
+use std::num::NonZeroUsize;
 use std::ops::Range;
 
 use numa::{Pool, TileMut};
@@ -58,7 +59,7 @@ pub(super) struct Worker {
     pub(super) visible: Vec<Range<usize>>,
     pub(super) row: Vec<f32>,           // [hidden_size]
     pub(super) probabilities: Vec<f32>, // [num_experts]
-    pub(super) chosen: Vec<u32>,        // [num_experts_per_tok]
+    pub(super) chosen: Vec<u32>,        // [most_experts_per_tok]
 }
 
 /// Activations of a step of `rows` rows.
@@ -75,7 +76,9 @@ pub(super) struct Buffers {
     pub(super) states: Vec<f32>, // [rows and heads that are spread, group_size * (head_dim + 2)]
     pub(super) activated: Vec<f32>, // [rows, intermediate_size] or [assignments, moe_intermediate_size]
     pub(super) router_logits: Vec<f32>, // [rows, num_experts]
-    pub(super) choices: Vec<Choice>, // [rows, num_experts_per_tok], best first
+    /// What each row's request says of its experts.
+    pub(super) asked_experts: Vec<Option<NonZeroUsize>>, // [rows]
+    pub(super) choices: Vec<Choice>, // [rows, most_experts_per_tok], best first
     pub(super) experts: Vec<u32>, // their experts
     pub(super) assignments: Assignments,
     pub(super) expert_out: Vec<f32>, // [assignments, hidden_size]
@@ -146,11 +149,11 @@ impl WorkspaceShape {
                 Mlp::Dense { intermediate_size } => (*intermediate_size, 1),
                 Mlp::Sparse(sparse) => {
                     shape.num_experts = shape.num_experts.max(sparse.num_experts);
-                    shape.choices = shape.choices.max(sparse.num_experts_per_tok);
+                    shape.choices = shape.choices.max(sparse.most_experts_per_tok);
                     if sparse.storage == ExpertStorage::StackedMxfp4 {
                         shape.packs = shape.packs.or(Some(Dtype::Bf16));
                     }
-                    (sparse.moe_intermediate_size, sparse.num_experts_per_tok)
+                    (sparse.moe_intermediate_size, sparse.most_experts_per_tok)
                 }
             };
             shape.widest = shape.widest.max(width);
@@ -212,6 +215,7 @@ impl WorkspaceShape {
             states: floats(self.spread().0 * self.part_size),
             activated: floats(rows * self.activated),
             router_logits: floats(rows * self.num_experts),
+            asked_experts: vec![None; rows],
             choices: vec![Choice::default(); choices],
             experts: vec![0; choices],
             assignments: Assignments::with_capacity(choices, self.num_experts),
@@ -241,7 +245,8 @@ impl WorkspaceShape {
         let (units, parts) = self.spread();
         let floats =
             rows * per_row + (units + parts) * self.part_size + self.max_logits * self.vocab_size + self.assignments();
-        let ranges = rows * size_of::<Range<usize>>() + Assignments::bytes_for(rows * self.choices, self.num_experts);
+        let ranges = rows * (size_of::<Range<usize>>() + size_of::<usize>())
+            + Assignments::bytes_for(rows * self.choices, self.num_experts);
         self.threads * worker
             + 2 * self.cuts() * size_of::<usize>()
             + floats * 4
@@ -291,6 +296,7 @@ impl Workspace {
             states,
             activated,
             router_logits,
+            asked_experts,
             choices,
             experts,
             assignments,
@@ -300,7 +306,7 @@ impl Workspace {
         let floats = [residual, cos, sin, qkv, attended, parts, states, activated, router_logits];
         let floats = floats.into_iter().chain([expert_out, logits]).map(of).sum::<usize>();
         let whole = of(identity) + of(choices) + of(experts) + assignments.allocated_bytes();
-        let ranges = of(tiles);
+        let ranges = of(tiles) + of(asked_experts);
         let prepared = Rows::bytes_for(shape.assignments(), shape.widest);
         let cuts = of(&self.crew.cuts) + of(&self.crew.homes);
         self.crew.workers.iter().map(worker).sum::<usize>() + cuts + floats + whole + ranges + prepared

@@ -92,6 +92,9 @@ pub(super) fn plan(
     let embedding = "model.embed_tokens.weight";
     let mut tensors = Vec::new();
     for spec in config.tensors() {
+        if let TensorKind::Stack { .. } = spec.kind {
+            return Err(PackError::Stacked { tensor: spec.name });
+        }
         let is_matrix = spec.kind == TensorKind::Matrix && spec.name != embedding;
         if spec.name == embedding && config.tie_word_embeddings {
             tensors.push(planned(checkpoint, "lm_head.weight", embedding, true, options)?);

@@ -119,8 +119,20 @@ fn golden(family: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(family)
 }
 
-const FAMILIES: [&str; 9] =
-    ["llama", "llama3", "mistral", "qwen2", "qwen3", "qwen3_moe", "qwen3_moe_unnormed", "mixtral", "gpt_oss"];
+const FAMILIES: [&str; 12] = [
+    "llama",
+    "llama3",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "qwen3_moe_unnormed",
+    "qwen3_moe_fused",
+    "mixtral",
+    "mixtral_fused",
+    "gpt_oss",
+    "gpt_oss_bf16",
+];
 
 #[test]
 fn a_loaded_model_takes_the_bytes_of_its_plan() {
@@ -137,6 +149,7 @@ fn a_loaded_model_takes_the_bytes_of_its_plan() {
             let rounding = plan.weight_bytes as usize - vector_bytes - model.resident_bytes();
             assert!(rounding < 64, "{family}, {load}: the plan has {rounding} bytes too many");
             assert_eq!(plan.bytes_per_token as usize, model.bytes_per_token(), "{family}, {load}");
+            assert_eq!(plan.weights_per_token as usize, model.weights_per_token(), "{family}, {load}");
 
             let tensors = model.config().tensors().into_iter().map(|tensor| checkpoint.location(&tensor.name).size());
             assert_eq!(plan.checkpoint_bytes as usize, tensors.sum::<usize>(), "{family}");

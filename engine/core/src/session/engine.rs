@@ -199,6 +199,13 @@ impl<'t> Engine<'t> {
         if prompt.checked_add(max_tokens).is_none_or(|all| all > ctx_size) {
             return Err(Refused::Context { prompt, max_tokens, ctx_size });
         }
+        if let Some(asked) = request.experts_per_token.map(NonZeroUsize::get) {
+            let sparse = self.model.config().sparse_layers();
+            let most = sparse.map(|(_, sparse)| sparse.most_experts_per_tok).min().unwrap_or(0);
+            if asked > most {
+                return Err(Refused::Experts { asked, most });
+            }
+        }
         let id = SequenceId(self.next_id);
         let sampler = Sampler::new(request.sampling, self.tokenizer.vocab_size().min(vocab_size))?;
         let stop = StopStrings::new(request.stop.clone())?;
@@ -274,6 +281,7 @@ impl<'t> Engine<'t> {
                 token: sequence.tokens[position],
                 position,
                 sequence: index,
+                experts_per_token: sequence.experts_per_token,
             }));
             if rows > 0 && rows == sequence.pending() {
                 self.wanted.push(self.rows.len() - 1);

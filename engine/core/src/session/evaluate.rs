@@ -65,8 +65,12 @@ impl<'m> Evaluator<'m> {
         let vocab_size = self.model.config().vocab_size;
         let wanted: Vec<usize> = (0..self.chunk).collect();
         for chunk in tokens.chunks(self.chunk) {
-            let row =
-                |(index, token): (usize, &u32)| Row { token: *token, position: self.position + index, sequence: 0 };
+            let row = |(index, token): (usize, &u32)| Row {
+                token: *token,
+                position: self.position + index,
+                sequence: 0,
+                experts_per_token: None,
+            };
             let rows: Vec<Row> = chunk.iter().enumerate().map(row).collect();
             let batch = Batch { rows: &rows, tables: &self.tables, logits: &wanted[..rows.len()] };
             self.model.forward(&batch, &mut self.kv, &mut self.space, observer);

@@ -1,5 +1,7 @@
 //! What goes into the step loop and what comes out of it.
 
+use std::num::NonZeroUsize;
+
 use super::timing::Timings;
 use crate::sampler::{SampleError, SamplingError, SamplingParams};
 use crate::text::TextError;
@@ -15,6 +17,8 @@ pub struct Request {
     pub sampling: SamplingParams,
     /// Texts that end the generation; they are not part of it.
     pub stop: Vec<String>,
+    /// Experts that each of its tokens goes through; without it, as many as the model's tokens do.
+    pub experts_per_token: Option<NonZeroUsize>,
 }
 
 /// A sequence of this engine.
@@ -48,6 +52,17 @@ pub enum Refused {
         max_tokens: usize,
         /// Positions of a sequence.
         ctx_size: usize,
+    },
+    /// More experts than there is room for.
+    #[error(
+        "{asked} experts per token were asked for, but requests of this run may have up to {most}{}",
+        if *most == 0 { ": the model has none" } else { "" }
+    )]
+    Experts {
+        /// Experts asked for.
+        asked: usize,
+        /// Experts that a request may have.
+        most: usize,
     },
     /// A sampling parameter is out of its range.
     #[error(transparent)]

@@ -1,5 +1,6 @@
 //! One sequence: its tokens, how many of them are in the cache, and the text that came of them.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use super::event::{Completion, Event, FinishReason, Request, SequenceError, SequenceId};
@@ -13,6 +14,7 @@ pub(super) struct Sequence<'t> {
     pub(super) computed: usize,  // positions whose keys and values are in the cache
     prompt_tokens: usize,
     max_tokens: usize,
+    pub(super) experts_per_token: Option<NonZeroUsize>,
     sampler: Sampler,
     detokenizer: Detokenizer<'t>,
     stop: StopStrings,
@@ -34,7 +36,7 @@ impl<'t> Sequence<'t> {
         detokenizer: Detokenizer<'t>,
         stop: StopStrings,
     ) -> Self {
-        let Request { mut tokens, max_tokens, .. } = request;
+        let Request { mut tokens, max_tokens, experts_per_token, .. } = request;
         let prompt_tokens = tokens.len();
         tokens.reserve_exact(max_tokens);
         let timings = Timings { prefill_tokens: prompt_tokens, ..Timings::default() };
@@ -44,6 +46,7 @@ impl<'t> Sequence<'t> {
             computed: 0,
             prompt_tokens,
             max_tokens,
+            experts_per_token,
             sampler,
             detokenizer,
             stop,

@@ -133,6 +133,9 @@ pub(super) fn tensors(checkpoint: &Checkpoint) -> Result<Vec<Stored>, String> {
                         }
                     }
                     ExpertStorage::StackedMxfp4 => list.stacked_mxfp4(config, index, sparse),
+                    ExpertStorage::Stacked | ExpertStorage::StackedTransposed => {
+                        return Err("experts in stacks of BF16 are not written as GGUF here".into());
+                    }
                 }
             }
         }

@@ -523,8 +523,8 @@ fn blocks_and_scales_of_another_type_or_shape_are_refused() {
             (
                 "not quantised",
                 |f| f.json("config.json", |c| c["quantization_config"] = Value::Null),
-                "Config",
-                &["quantization_config", "MXFP4"],
+                "Missing",
+                &["mlp.experts.gate_up_proj`"],
             ),
             (
                 "a width that is no whole number of blocks",

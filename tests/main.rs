@@ -10,4 +10,6 @@ mod night;
 mod pack;
 mod same_bits;
 mod smollm2;
+mod templates;
 mod tiny_model;
+mod tokenizers;

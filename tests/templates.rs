@@ -157,7 +157,9 @@ fn text(message: &Message) -> &str {
 fn turns_that_templates_write_are_taken_apart_again() {
     let mut taken = 0;
     for (name, format) in TEMPLATES {
-        let SpeechFormat::Tagged { calls: Some(_), .. } | SpeechFormat::Harmony = format else { continue };
+        if matches!(format, SpeechFormat::Tagged { calls: None, .. }) {
+            continue;
+        }
         let template = ChatTemplate::from_dir(&folder(name)).unwrap();
         let one_call = matches!(name, "gpt_oss" | "llama3_1");
         for Conversation { name: about, tools, messages } in conversations() {
@@ -187,5 +189,6 @@ fn turns_that_templates_write_are_taken_apart_again() {
             }
         }
     }
-    assert_eq!(taken, 46);
+    // Six turns for each of nine templates, less the two calls at once that two of them cannot write.
+    assert_eq!(taken, 52);
 }

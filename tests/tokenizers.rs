@@ -61,7 +61,7 @@ impl Fragments {
                 }
                 kind => {
                     text.push_str(if kind < 8 { " " } else { "" });
-                    text.push_str(random.choose(&self.fragments));
+                    text.push_str(random.choose::<String>(&self.fragments));
                 }
             }
         }

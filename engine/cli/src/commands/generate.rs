@@ -2,12 +2,15 @@
 
 use std::io::Read;
 use std::num::NonZeroUsize;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use engine_core::config::ModelConfig;
 use engine_core::sampler::SamplingParams;
 use engine_core::session::{Event, Request};
-use engine_core::text::{ChatTemplate, Message, RenderOptions, StopStrings};
-use serde_json::json;
+use engine_core::text::{
+    ChatTemplate, CivilTime, Message, RenderOptions, Speech, SpeechEvent, SpeechParser, StopStrings, Tools,
+};
+use serde_json::{Value, json};
 
 use crate::args::{Format, Generate, Run, Sampling};
 use crate::failure::Failure;
@@ -22,14 +25,14 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
     model::check_folder(&arguments.model)?;
     let text = ModelText::from_dir(&arguments.model)?;
     let sampling = sampling(&arguments.sampling, &text)?;
-    let tokens = tokens(arguments, &prompt, &text)?;
+    let Prompt { tokens, shown_tokens, mut turn } = tokens(arguments, &prompt, &text)?;
     let (run, max_tokens) = room(arguments, tokens.len())?;
     let work = Work::Tokens { prompt: tokens.len(), generate: max_tokens };
     let (mut engine, _pin) = Opened::new(&arguments.model, &run, 1, LogitRows::Last, work)?.engine(&text)?;
     let before = figures::read_bandwidth(&mut engine);
 
     let mut prefill = Some(Progress::new("prompt", Unit::Tokens, tokens.len() as u64));
-    let request = Request { tokens, max_tokens, sampling, stop: arguments.stop.clone() };
+    let request = Request { tokens, max_tokens, sampling, stop: arguments.stop.clone(), shown_tokens };
     engine.submit(request).map_err(|refused| Failure::Usage(refused.to_string()))?;
 
     let mut events = Vec::new();
@@ -44,8 +47,9 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
                 }
                 Event::Token { text, .. } => {
                     prefill = None;
+                    let answer = turn.push(&text);
                     if arguments.output.output == Format::Text {
-                        print(text)?;
+                        print(answer)?;
                     }
                 }
                 Event::Failed { error, .. } => return Err(error.into()),
@@ -53,9 +57,14 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
                     let bandwidth = figures::read_bandwidth(&mut engine).max(before);
                     let timings = &completion.timings;
                     match arguments.output.output {
-                        Format::Text => print('\n')?,
+                        Format::Text => {
+                            print(turn.finish())?;
+                            print('\n')?;
+                            turn.tell_what_is_not_printed();
+                        }
                         Format::Json => {
-                            let document = json!({
+                            turn.finish();
+                            let mut document = json!({
                                 "text": completion.text,
                                 "tokens": completion.tokens,
                                 "finish_reason": completion.finish_reason,
@@ -79,6 +88,7 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
                                     "fraction_of_bandwidth": timings.decode_bandwidth() / bandwidth,
                                 },
                             });
+                            turn.describe(&mut document);
                             print(format_args!("{document}\n"))?;
                         }
                     }
@@ -129,15 +139,89 @@ fn room(arguments: &Generate, prompt: usize) -> Result<(Run, usize), Failure> {
     Ok((run, arguments.predict.unwrap_or(ctx_size - prompt)))
 }
 
-fn tokens(arguments: &Generate, prompt: &str, text: &ModelText) -> Result<Vec<u32>, Failure> {
+/// What the engine is given, and what is made of its answer.
+struct Prompt {
+    tokens: Vec<u32>,
+    shown_tokens: Vec<u32>,
+    turn: Turn,
+}
+
+fn tokens(arguments: &Generate, prompt: &str, text: &ModelText) -> Result<Prompt, Failure> {
     if !arguments.chat {
-        return Ok(text.tokenizer.encode(prompt, true)?);
+        let tokens = text.tokenizer.encode(prompt, true)?;
+        return Ok(Prompt { tokens, shown_tokens: Vec::new(), turn: Turn::Text });
     }
     let mut messages = Vec::new();
     messages.extend(arguments.system.iter().map(|system| Message::new("system", system.as_str())));
     messages.push(Message::new("user", prompt));
-    let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
-    Ok(ChatTemplate::from_dir(&arguments.model)?.render_to_tokens(&text.tokenizer, &messages, &options)?)
+    // Some templates write the date.
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let now = i64::try_from(seconds).ok().map(|seconds| CivilTime::from_unix(seconds, 0));
+    let options = RenderOptions { add_generation_prompt: true, now, ..RenderOptions::default() };
+    let template = ChatTemplate::from_dir(&arguments.model)?;
+    let tokens = template.render_to_tokens(&text.tokenizer, &messages, &options)?;
+    let format = template.speech_format(&options)?;
+    let parser = SpeechParser::new(format, Tools::default(), &text.tokenizer.decode_end(&tokens)?);
+    let shown_tokens = format.shown_tokens(&text.tokenizer);
+    Ok(Prompt { tokens, shown_tokens, turn: Turn::Speech { parser: Some(parser), speech: Speech::default() } })
+}
+
+/// What the model writes: text that goes on from a prompt, or a turn of a chat, of which the answer is printed.
+enum Turn {
+    Text,
+    Speech { parser: Option<SpeechParser>, speech: Speech },
+}
+
+impl Turn {
+    /// What of this text is to be printed.
+    fn push(&mut self, text: &str) -> String {
+        match self {
+            Self::Text => text.to_owned(),
+            Self::Speech { parser, speech } => {
+                let events = parser.as_mut().map(|parser| parser.push(text));
+                content(events.unwrap_or_default(), speech)
+            }
+        }
+    }
+
+    /// What is still to be printed.
+    fn finish(&mut self) -> String {
+        match self {
+            Self::Text => String::new(),
+            Self::Speech { parser, speech } => {
+                let events = parser.take().map(SpeechParser::finish);
+                content(events.unwrap_or_default(), speech)
+            }
+        }
+    }
+
+    /// Adds what the turn was taken apart into.
+    fn describe(&self, document: &mut Value) {
+        let Self::Speech { speech, .. } = self else { return };
+        let calls = speech.tool_calls.iter().enumerate();
+        document["content"] = speech.content.as_str().into();
+        document["reasoning_content"] = speech.reasoning_content.as_str().into();
+        document["tool_calls"] = calls.map(|(index, call)| call.to_openai(&format!("call_{index}"))).collect();
+    }
+
+    /// Nobody should take an answer for all that was written.
+    fn tell_what_is_not_printed(&self) {
+        let Self::Speech { speech, .. } = self else { return };
+        let (thoughts, calls) = (speech.reasoning_content.chars().count(), speech.tool_calls.len());
+        if thoughts > 0 {
+            eprintln!("note: {thoughts} characters of thoughts are not printed; `-o json` has them");
+        }
+        if calls > 0 {
+            eprintln!("note: {calls} calls of tools are not printed; `-o json` has them");
+        }
+    }
+}
+
+/// Keeps events and returns what of them is answer.
+fn content(events: Vec<SpeechEvent>, speech: &mut Speech) -> String {
+    let before = speech.content.len();
+    speech.extend(events);
+    speech.content[before..].to_owned()
 }
 
 /// A flag, else the model's own default, else its plain distribution.

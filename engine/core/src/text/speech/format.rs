@@ -57,6 +57,15 @@ impl SpeechFormat {
         Self::Tagged { thinks: has(&["</think>"]), calls: row.map(|(calls, ..)| *calls) }
     }
 
+    /// The same where no tools are offered: what looks like a call is answer.
+    #[must_use]
+    pub fn without_calls(self) -> Self {
+        match self {
+            Self::Harmony => self,
+            Self::Tagged { thinks, .. } => Self::Tagged { thinks, calls: None },
+        }
+    }
+
     /// Marks that some tokenizers keep as control tokens, which texts for people leave out.
     fn marks(self) -> &'static [&'static str] {
         match self {

@@ -22,6 +22,7 @@ mod model;
 mod nodes;
 mod output;
 mod progress;
+mod turn;
 
 use std::process::ExitCode;
 

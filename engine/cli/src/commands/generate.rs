@@ -7,10 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use engine_core::config::ModelConfig;
 use engine_core::sampler::SamplingParams;
 use engine_core::session::{Event, Request};
-use engine_core::text::{
-    ChatTemplate, CivilTime, Message, RenderOptions, Speech, SpeechEvent, SpeechParser, StopStrings, Tools,
-};
-use serde_json::{Value, json};
+use engine_core::text::{ChatTemplate, CivilTime, Message, RenderOptions, SpeechParser, StopStrings, Tools};
+use serde_json::json;
 
 use crate::args::{Format, Generate, Run, Sampling};
 use crate::failure::Failure;
@@ -19,6 +17,7 @@ use crate::load_choice::Work;
 use crate::model::{self, LogitRows, ModelText, Opened};
 use crate::output::print;
 use crate::progress::{Progress, Unit};
+use crate::turn::Turn;
 
 pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
     let prompt = prompt(arguments)?;
@@ -149,7 +148,7 @@ struct Prompt {
 fn tokens(arguments: &Generate, prompt: &str, text: &ModelText) -> Result<Prompt, Failure> {
     if !arguments.chat {
         let tokens = text.tokenizer.encode(prompt, true)?;
-        return Ok(Prompt { tokens, shown_tokens: Vec::new(), turn: Turn::Text });
+        return Ok(Prompt { tokens, shown_tokens: Vec::new(), turn: Turn::of_text() });
     }
     let mut messages = Vec::new();
     messages.extend(arguments.system.iter().map(|system| Message::new("system", system.as_str())));
@@ -163,65 +162,7 @@ fn tokens(arguments: &Generate, prompt: &str, text: &ModelText) -> Result<Prompt
     let format = template.speech_format(&options)?;
     let parser = SpeechParser::new(format, Tools::default(), &text.tokenizer.decode_end(&tokens)?);
     let shown_tokens = format.shown_tokens(&text.tokenizer);
-    Ok(Prompt { tokens, shown_tokens, turn: Turn::Speech { parser: Some(parser), speech: Speech::default() } })
-}
-
-/// What the model writes: text that goes on from a prompt, or a turn of a chat, of which the answer is printed.
-enum Turn {
-    Text,
-    Speech { parser: Option<SpeechParser>, speech: Speech },
-}
-
-impl Turn {
-    /// What of this text is to be printed.
-    fn push(&mut self, text: &str) -> String {
-        match self {
-            Self::Text => text.to_owned(),
-            Self::Speech { parser, speech } => {
-                let events = parser.as_mut().map(|parser| parser.push(text));
-                content(events.unwrap_or_default(), speech)
-            }
-        }
-    }
-
-    /// What is still to be printed.
-    fn finish(&mut self) -> String {
-        match self {
-            Self::Text => String::new(),
-            Self::Speech { parser, speech } => {
-                let events = parser.take().map(SpeechParser::finish);
-                content(events.unwrap_or_default(), speech)
-            }
-        }
-    }
-
-    /// Adds what the turn was taken apart into.
-    fn describe(&self, document: &mut Value) {
-        let Self::Speech { speech, .. } = self else { return };
-        let calls = speech.tool_calls.iter().enumerate();
-        document["content"] = speech.content.as_str().into();
-        document["reasoning_content"] = speech.reasoning_content.as_str().into();
-        document["tool_calls"] = calls.map(|(index, call)| call.to_openai(&format!("call_{index}"))).collect();
-    }
-
-    /// Nobody should take an answer for all that was written.
-    fn tell_what_is_not_printed(&self) {
-        let Self::Speech { speech, .. } = self else { return };
-        let (thoughts, calls) = (speech.reasoning_content.chars().count(), speech.tool_calls.len());
-        if thoughts > 0 {
-            eprintln!("note: {thoughts} characters of thoughts are not printed; `-o json` has them");
-        }
-        if calls > 0 {
-            eprintln!("note: {calls} calls of tools are not printed; `-o json` has them");
-        }
-    }
-}
-
-/// Keeps events and returns what of them is answer.
-fn content(events: Vec<SpeechEvent>, speech: &mut Speech) -> String {
-    let before = speech.content.len();
-    speech.extend(events);
-    speech.content[before..].to_owned()
+    Ok(Prompt { tokens, shown_tokens, turn: Turn::of_chat(parser) })
 }
 
 /// A flag, else the model's own default, else its plain distribution.

@@ -11,7 +11,6 @@
 
 use super::calls::ToolCall;
 use super::pending::{Found, Pending, Start, find, starts};
-use super::tools::Tools;
 use super::{Events, Progress};
 
 const START: &str = "<|start|>";
@@ -32,7 +31,8 @@ const BODY_ENDS: [&str; 5] = [END, CALL, RETURN, START, CHANNEL];
 /// A role, a channel, a recipient and a type take less.
 const HEADER_BYTES_MAX: usize = 1 << 10;
 
-#[derive(Debug)]
+/// JSON needs no schema, so the tools that a prompt offers are of no use here.
+#[derive(Debug, Default)]
 pub(super) struct Harmony {
     state: State,
     told: Told,
@@ -45,34 +45,31 @@ struct Told {
     content: bool,
 }
 
-#[derive(Debug)]
-enum State {
-    /// Before a header, or text that has none.
-    Between,
-    /// In a header, no mark before `clear`.
-    Header {
-        clear: usize,
-    },
-    Reasoning {
-        told: bool,
-    },
-    Content {
-        told: bool,
-    },
-    /// In the arguments of a call. They begin after `header` bytes, which are kept in case that it is none.
-    Call {
-        name: String,
-        header: usize,
-        clear: usize,
-    },
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Reasoning,
+    Content,
 }
 
-impl Harmony {
-    /// JSON needs no schema, so the tools are of no use.
-    pub(super) fn new(_: Tools) -> Self {
-        Self { state: State::Between, told: Told::default() }
-    }
+#[derive(Debug, Default)]
+enum State {
+    /// Before a header, or text that has none.
+    #[default]
+    Between,
+    /// In a header, no mark before `clear`.
+    Header { clear: usize },
+    /// In a message; `told` if something of it was.
+    Body { kind: Kind, told: bool },
+    /// In the arguments of a call. They begin after `header` bytes, which are kept in case that it is none.
+    Call { name: String, header: usize, clear: usize },
+}
 
+const REASONING: State = State::Body { kind: Kind::Reasoning, told: false };
+const CONTENT: State = State::Body { kind: Kind::Content, told: false };
+/// Goes on with text that was told.
+const VERBATIM: State = State::Body { kind: Kind::Content, told: true };
+
+impl Harmony {
     pub(super) fn step(&mut self, pending: &mut Pending, events: &mut Events) -> Progress {
         if pending.rest().is_empty() {
             return Progress::NeedsText;
@@ -81,18 +78,7 @@ impl Harmony {
         let (next, progress) = match &mut self.state {
             State::Between => between(pending),
             State::Header { clear } => header(clear, pending, events, told),
-            State::Reasoning { told: this } => {
-                let mut tell = |text: &str| {
-                    told.tell_reasoning(text, this, events);
-                };
-                body(pending, &mut tell)
-            }
-            State::Content { told: this } => {
-                let mut tell = |text: &str| {
-                    told.tell_content(text, this, events);
-                };
-                body(pending, &mut tell)
-            }
+            State::Body { kind, told: this } => body(*kind, this, pending, events, told),
             State::Call { name, header, clear } => call(name, *header, clear, pending, events, told),
         };
         if let Some(next) = next {
@@ -103,34 +89,27 @@ impl Harmony {
 }
 
 impl Told {
-    fn tell_reasoning(&mut self, text: &str, this: &mut bool, events: &mut Events) {
-        if !text.is_empty() && self.reasoning && !*this {
-            events.reasoning("\n\n");
+    /// Tells more of a message; `this` says whether something of it was told before.
+    fn tell(&mut self, kind: Kind, text: &str, this: &mut bool, events: &mut Events) {
+        let (of_kind, event): (_, fn(&mut Events, &str)) = match kind {
+            Kind::Reasoning => (&mut self.reasoning, Events::reasoning),
+            Kind::Content => (&mut self.content, Events::content),
+        };
+        if text.is_empty() {
+            return;
         }
-        self.reasoning |= !text.is_empty();
-        *this |= !text.is_empty();
-        events.reasoning(text);
-    }
-
-    fn tell_content(&mut self, text: &str, this: &mut bool, events: &mut Events) {
-        if !text.is_empty() && self.content && !*this {
-            events.content("\n\n");
+        if *of_kind && !*this {
+            event(events, "\n\n");
         }
-        self.content |= !text.is_empty();
-        *this |= !text.is_empty();
-        events.content(text);
+        (*of_kind, *this) = (true, true);
+        event(events, text);
     }
 
     /// Text that is not what its marks say goes to the answer as it is.
     fn tell_verbatim(&mut self, text: &str, events: &mut Events) {
-        self.content |= !text.is_empty();
-        events.content(text);
+        self.tell(Kind::Content, text, &mut true, events);
     }
 }
-
-const CONTENT: State = State::Content { told: false };
-/// Goes on with text that was told.
-const VERBATIM: State = State::Content { told: true };
 
 fn between(pending: &Pending) -> (Option<State>, Progress) {
     let markers = [START, CHANNEL, MESSAGE, CONSTRAIN, " to=", "to="];
@@ -152,7 +131,7 @@ fn header(clear: &mut usize, pending: &mut Pending, events: &mut Events, told: &
             let len = at + MESSAGE.len();
             let next = match parse_header(&rest[..at]) {
                 Header::Call(name) => return (Some(State::Call { name, header: len, clear: len }), Progress::Step),
-                Header::Reasoning => State::Reasoning { told: false },
+                Header::Reasoning => REASONING,
                 Header::Content => CONTENT,
                 Header::Other => {
                     told.tell_verbatim(pending.take(len), events);
@@ -206,14 +185,20 @@ fn parse_header(header: &str) -> Header {
     }
 }
 
-fn body(pending: &mut Pending, tell: &mut dyn FnMut(&str)) -> (Option<State>, Progress) {
+fn body(
+    kind: Kind,
+    this: &mut bool,
+    pending: &mut Pending,
+    events: &mut Events,
+    told: &mut Told,
+) -> (Option<State>, Progress) {
     match find(pending.rest(), 0, &BODY_ENDS, pending.ended()) {
         Found::None { clear } => {
-            tell(pending.take(clear));
+            told.tell(kind, pending.take(clear), this, events);
             (None, Progress::NeedsText)
         }
         Found::Marker { at, marker } => {
-            tell(pending.take(at));
+            told.tell(kind, pending.take(at), this, events);
             pending.take(len_of_end(marker));
             (Some(State::Between), Progress::Step)
         }
@@ -221,7 +206,7 @@ fn body(pending: &mut Pending, tell: &mut dyn FnMut(&str)) -> (Option<State>, Pr
 }
 
 fn call(
-    name: &mut String,
+    name: &str,
     header: usize,
     clear: &mut usize,
     pending: &mut Pending,

@@ -72,7 +72,7 @@ impl SpeechParser {
     /// opened the thoughts. `tools` are those that the prompt offers.
     pub fn new(format: SpeechFormat, tools: Tools, prompt: &str) -> Self {
         let grammar = match format {
-            SpeechFormat::Harmony => Grammar::Harmony(Harmony::new(tools)),
+            SpeechFormat::Harmony => Grammar::Harmony(Harmony::default()),
             SpeechFormat::Tagged { thinks, calls } => Grammar::Tagged(Tagged::new(thinks, calls, tools, prompt)),
         };
         Self { grammar, pending: Pending::default() }

@@ -192,11 +192,15 @@ fn arguments() -> impl Strategy<Value = Map<String, Value>> {
     vec((prose(), json_value()), 0..4).prop_map(|fields| fields.into_iter().collect())
 }
 
-fn written() -> impl Strategy<Value = (String, String, Vec<(String, Map<String, Value>)>)> {
+/// Names and arguments.
+type Calls = Vec<(String, Map<String, Value>)>;
+
+/// Thoughts, an answer and calls.
+fn written() -> impl Strategy<Value = (String, String, Calls)> {
     (prose(), prose(), vec((select(vec!["search".to_owned(), "list".into()]), arguments()), 0..3))
 }
 
-fn calls_of(speech: &Speech) -> Vec<(String, Map<String, Value>)> {
+fn calls_of(speech: &Speech) -> Calls {
     let object = |call: &ToolCall| serde_json::from_str(&call.arguments).expect("an object");
     speech.tool_calls.iter().map(|call| (call.name.clone(), object(call))).collect()
 }

@@ -120,6 +120,7 @@ impl CallReader {
                     let bare = *opening == Opening::Bare;
                     let list = *opening == Opening::Mistral;
                     let json = &text[self.begin..];
+                    // Formats without this mark have none that could end a string whose quote was forgotten.
                     return match end.find(json, "</tool_call>") {
                         End::Open if ended => Verdict::NoCall { len: text.len() },
                         End::Open => Verdict::Open,

@@ -180,7 +180,8 @@ fn noise(len: usize, seed: u32) -> Vec<u32> {
 }
 
 fn request(tokens: Vec<u32>, max_tokens: usize, sampling: SamplingParams) -> Request {
-    Request { tokens, max_tokens, sampling, stop: Vec::new(), experts_per_token: None }
+    let (stop, shown_tokens) = (Vec::new(), Vec::new());
+    Request { tokens, max_tokens, sampling, stop, experts_per_token: None, shown_tokens }
 }
 
 fn seeded(seed: u64) -> SamplingParams {

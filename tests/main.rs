@@ -1,6 +1,7 @@
 //! The workspace's integration tests: one binary, a module a subject.
 #![forbid(unsafe_code)]
 
+mod chat;
 mod damaged;
 mod dials;
 mod engine;
@@ -14,4 +15,6 @@ mod plan_table;
 mod same_bits;
 mod smollm2;
 mod stacked;
+mod templates;
 mod tiny_model;
+mod tokenizers;

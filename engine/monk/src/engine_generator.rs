@@ -5,7 +5,7 @@ use std::error::Error;
 use engine_core::model::ModelOptions;
 use engine_core::sampler::SamplingParams;
 use engine_core::session::{self, Engine, Event, Request, SequenceId};
-use engine_core::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
+use engine_core::text::{ChatTemplate, Message, RenderOptions, Speech, SpeechFormat, TextError, Tokenizer, Tools};
 use simd::Dtype;
 
 use crate::generator::{Abort, Completion, FinishReason, GenerateError, Generator, Prompt, PromptRequest, Sampling};
@@ -60,15 +60,28 @@ impl<'t> EngineGenerator<'t> {
         messages.extend(prompt.system.iter().map(|system| Message::new("system", system.as_str())));
         messages.push(Message::new("user", prompt.user.as_str()));
         // A note may quote control tokens; only the template may write them.
-        let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
-        self.settings.template.render_to_tokens(self.settings.tokenizer, &messages, &options).map_err(failed)
+        self.settings.template.render_to_tokens(self.settings.tokenizer, &messages, &render_options()).map_err(failed)
+    }
+
+    /// What is thought before an answer is no part of a report. No tools are offered, so nothing is a call.
+    fn speech_format(&self) -> Result<SpeechFormat, TextError> {
+        Ok(self.settings.template.speech_format(&render_options())?.without_calls())
+    }
+
+    /// The answer in a completion that followed `prompt_end`.
+    fn answer(&self, completion: session::Completion, prompt_end: &str) -> Result<Completion, GenerateError> {
+        let format = self.speech_format().map_err(failed)?;
+        let text = Speech::parse(format, Tools::default(), prompt_end, &completion.text).content;
+        Ok(Completion { text, ..completion.into() })
     }
 
     fn request(&self, request: &PromptRequest) -> Result<Request, GenerateError> {
         let Sampling { temperature, top_k, top_p, min_p } = request.sampling;
         let sampling = SamplingParams { temperature, top_k, top_p, min_p, seed: request.seed };
         let tokens = self.tokens(&request.prompt)?;
-        Ok(Request { tokens, max_tokens: request.max_tokens, sampling, stop: Vec::new(), experts_per_token: None })
+        let shown_tokens = self.speech_format().map_err(failed)?.shown_tokens(self.settings.tokenizer);
+        let (max_tokens, stop) = (request.max_tokens, Vec::new());
+        Ok(Request { tokens, max_tokens, sampling, stop, experts_per_token: None, shown_tokens })
     }
 
     fn run(
@@ -77,14 +90,16 @@ impl<'t> EngineGenerator<'t> {
         requests: &[PromptRequest],
         finished: &mut dyn FnMut(usize, Completion) -> Result<(), Abort>,
     ) -> Result<(), GenerateError> {
-        let mut ids: Vec<SequenceId> = Vec::with_capacity(requests.len());
+        let mut ids: Vec<(SequenceId, String)> = Vec::with_capacity(requests.len());
         let mut events = Vec::new();
         let mut broken = None;
         loop {
             // One request waits at most: prompts are rendered when there is nearly room for them, so a night of
             // thousands of notes takes no more memory than one of ten.
             while broken.is_none() && ids.len() < requests.len() && engine.waiting() == 0 {
-                ids.push(engine.submit(self.request(&requests[ids.len()])?).map_err(failed)?);
+                let request = self.request(&requests[ids.len()])?;
+                let prompt_end = self.settings.tokenizer.decode_end(&request.tokens).map_err(failed)?;
+                ids.push((engine.submit(request).map_err(failed)?, prompt_end));
             }
             if engine.is_idle() {
                 return broken.map_or(Ok(()), Err);
@@ -94,8 +109,9 @@ impl<'t> EngineGenerator<'t> {
             for event in events.drain(..) {
                 match event {
                     Event::Finished { id, completion } => {
-                        let index = ids.iter().position(|known| *known == id).expect("only these requests run");
-                        finished(index, completion.into()).map_err(|Abort| GenerateError::Aborted)?;
+                        let index = ids.iter().position(|(known, _)| *known == id).expect("only these requests run");
+                        let answer = self.answer(completion, &ids[index].1)?;
+                        finished(index, answer).map_err(|Abort| GenerateError::Aborted)?;
                     }
                     // Those beside it go on to their ends, and to their records.
                     Event::Failed { error, .. } => broken = broken.or(Some(failed(error))),
@@ -106,11 +122,19 @@ impl<'t> EngineGenerator<'t> {
     }
 }
 
+fn render_options() -> RenderOptions {
+    RenderOptions { add_generation_prompt: true, ..RenderOptions::default() }
+}
+
 impl Generator for EngineGenerator<'_> {
     fn fingerprint(&self) -> String {
         let Settings { digest, options, dials, kv_dtype, .. } = &self.settings;
+        let thoughts = match self.speech_format() {
+            Ok(SpeechFormat::PLAIN) | Err(_) => "",
+            Ok(_) => ", thoughts left out",
+        };
         let settings = format!(
-            "numerics {NUMERICS}, model {digest}, isa {}, activations {}, kv {}",
+            "numerics {NUMERICS}, model {digest}, isa {}, activations {}, kv {}{thoughts}",
             options.isa,
             options.activations,
             kv_dtype.name()

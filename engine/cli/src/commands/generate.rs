@@ -2,11 +2,12 @@
 
 use std::io::Read;
 use std::num::NonZeroUsize;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use engine_core::config::ModelConfig;
 use engine_core::sampler::SamplingParams;
 use engine_core::session::{Event, Request};
-use engine_core::text::{ChatTemplate, Message, RenderOptions, StopStrings};
+use engine_core::text::{ChatTemplate, CivilTime, Message, RenderOptions, SpeechParser, StopStrings, Tools};
 use serde_json::json;
 
 use crate::args::{Format, Generate, Run, Sampling};
@@ -16,20 +17,22 @@ use crate::load_choice::Work;
 use crate::model::{self, LogitRows, ModelText, Opened};
 use crate::output::print;
 use crate::progress::{Progress, Unit};
+use crate::turn::Turn;
 
 pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
     let prompt = prompt(arguments)?;
     model::check_folder(&arguments.model)?;
     let text = ModelText::from_dir(&arguments.model)?;
     let sampling = sampling(&arguments.sampling, &text)?;
-    let tokens = tokens(arguments, &prompt, &text)?;
+    let Prompt { tokens, shown_tokens, mut turn } = tokens(arguments, &prompt, &text)?;
     let (run, max_tokens) = room(arguments, tokens.len())?;
     let work = Work::Tokens { prompt: tokens.len(), generate: max_tokens };
     let (mut engine, _pin) = Opened::new(&arguments.model, &run, 1, LogitRows::Last, work)?.engine(&text)?;
     let before = figures::read_bandwidth(&mut engine);
 
     let mut prefill = Some(Progress::new("prompt", Unit::Tokens, tokens.len() as u64));
-    let request = Request { tokens, max_tokens, sampling, stop: arguments.stop.clone(), experts_per_token: None };
+    let stop = arguments.stop.clone();
+    let request = Request { tokens, max_tokens, sampling, stop, experts_per_token: None, shown_tokens };
     engine.submit(request).map_err(|refused| Failure::Usage(refused.to_string()))?;
 
     let mut events = Vec::new();
@@ -44,8 +47,9 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
                 }
                 Event::Token { text, .. } => {
                     prefill = None;
+                    let answer = turn.push(&text);
                     if arguments.output.output == Format::Text {
-                        print(text)?;
+                        print(answer)?;
                     }
                 }
                 Event::Failed { error, .. } => return Err(error.into()),
@@ -53,9 +57,14 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
                     let bandwidth = figures::read_bandwidth(&mut engine).max(before);
                     let timings = &completion.timings;
                     match arguments.output.output {
-                        Format::Text => print('\n')?,
+                        Format::Text => {
+                            print(turn.finish())?;
+                            print('\n')?;
+                            turn.tell_what_is_not_printed();
+                        }
                         Format::Json => {
-                            let document = json!({
+                            turn.finish();
+                            let mut document = json!({
                                 "text": completion.text,
                                 "tokens": completion.tokens,
                                 "finish_reason": completion.finish_reason,
@@ -79,6 +88,7 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
                                     "fraction_of_bandwidth": timings.decode_bandwidth() / bandwidth,
                                 },
                             });
+                            turn.describe(&mut document);
                             print(format_args!("{document}\n"))?;
                         }
                     }
@@ -130,15 +140,31 @@ fn room(arguments: &Generate, prompt: usize) -> Result<(Run, usize), Failure> {
     Ok((run, arguments.predict.unwrap_or(ctx_size - prompt)))
 }
 
-fn tokens(arguments: &Generate, prompt: &str, text: &ModelText) -> Result<Vec<u32>, Failure> {
+/// What the engine is given, and what is made of its answer.
+struct Prompt {
+    tokens: Vec<u32>,
+    shown_tokens: Vec<u32>,
+    turn: Turn,
+}
+
+fn tokens(arguments: &Generate, prompt: &str, text: &ModelText) -> Result<Prompt, Failure> {
     if !arguments.chat {
-        return Ok(text.tokenizer.encode(prompt, true)?);
+        let tokens = text.tokenizer.encode(prompt, true)?;
+        return Ok(Prompt { tokens, shown_tokens: Vec::new(), turn: Turn::of_text() });
     }
     let mut messages = Vec::new();
     messages.extend(arguments.system.iter().map(|system| Message::new("system", system.as_str())));
     messages.push(Message::new("user", prompt));
-    let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
-    Ok(ChatTemplate::from_dir(&arguments.model)?.render_to_tokens(&text.tokenizer, &messages, &options)?)
+    // Some templates write the date.
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let now = i64::try_from(seconds).ok().map(|seconds| CivilTime::from_unix(seconds, 0));
+    let options = RenderOptions { add_generation_prompt: true, now, ..RenderOptions::default() };
+    let template = ChatTemplate::from_dir(&arguments.model)?;
+    let tokens = template.render_to_tokens(&text.tokenizer, &messages, &options)?;
+    let format = template.speech_format(&options)?;
+    let parser = SpeechParser::new(format, Tools::default(), &text.tokenizer.decode_end(&tokens)?);
+    let shown_tokens = format.shown_tokens(&text.tokenizer);
+    Ok(Prompt { tokens, shown_tokens, turn: Turn::of_chat(parser) })
 }
 
 /// A flag, else the model's own default, else its plain distribution.

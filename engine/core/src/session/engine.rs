@@ -209,7 +209,7 @@ impl<'t> Engine<'t> {
         let id = SequenceId(self.next_id);
         let sampler = Sampler::new(request.sampling, self.tokenizer.vocab_size().min(vocab_size))?;
         let stop = StopStrings::new(request.stop.clone())?;
-        let detokenizer = Detokenizer::new(self.tokenizer, true);
+        let detokenizer = Detokenizer::showing(self.tokenizer, request.shown_tokens.clone());
         self.next_id += 1;
         self.waiting.push_back(Sequence::new(id, request, sampler, detokenizer, stop));
         Ok(id)

@@ -19,6 +19,9 @@ pub struct Request {
     pub stop: Vec<String>,
     /// Experts that each of its tokens goes through; without it, as many as the model's tokens do.
     pub experts_per_token: Option<NonZeroUsize>,
+    /// Control tokens that leave their text, where all others leave none: marks of thoughts and calls, as
+    /// [`SpeechFormat::shown_tokens`](crate::text::SpeechFormat::shown_tokens) has them.
+    pub shown_tokens: Vec<u32>,
 }
 
 /// A sequence of this engine.
@@ -135,7 +138,7 @@ pub enum FinishReason {
 pub struct Completion {
     /// Generated token ids, the ending one included.
     pub tokens: Vec<u32>,
-    /// Their text, without special tokens and stop strings.
+    /// Their text, without stop strings, and without control tokens save those that were to be shown.
     pub text: String,
     /// Why it ended.
     pub finish_reason: FinishReason,

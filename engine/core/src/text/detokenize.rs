@@ -10,6 +10,8 @@ use super::{TextError, Tokenizer};
 pub struct Detokenizer<'a> {
     tokenizer: &'a Tokenizer,
     skip_special: bool,
+    /// Control tokens that leave their text all the same.
+    shown: Vec<u32>,
     /// Beginning of a character, not yet complete: at most three bytes between calls.
     pending: Vec<u8>,
     /// Bytes that may still be dropped from the start of the text.
@@ -21,7 +23,13 @@ impl<'a> Detokenizer<'a> {
     /// For a new text. With `skip_special`, control tokens leave no text.
     pub fn new(tokenizer: &'a Tokenizer, skip_special: bool) -> Self {
         let strip = tokenizer.decoder().strip.map_or(0, |(_, count)| count);
-        Self { tokenizer, skip_special, pending: Vec::new(), strip, started: false }
+        Self { tokenizer, skip_special, shown: Vec::new(), pending: Vec::new(), strip, started: false }
+    }
+
+    /// For a new text in which these control tokens leave their text and others none: a model marks its thoughts and calls
+    /// with some of them ([`SpeechFormat::shown_tokens`](super::SpeechFormat::shown_tokens)).
+    pub fn showing(tokenizer: &'a Tokenizer, shown: Vec<u32>) -> Self {
+        Self { shown, ..Self::new(tokenizer, true) }
     }
 
     /// The text that this token completes; may be empty.
@@ -29,7 +37,7 @@ impl<'a> Detokenizer<'a> {
         let tokenizer = self.tokenizer;
         let bytes =
             tokenizer.token_bytes(id).ok_or(TextError::UnknownToken { id, vocab_size: tokenizer.vocab_size() })?;
-        if self.skip_special && tokenizer.is_special(id) {
+        if self.skip_special && tokenizer.is_special(id) && !self.shown.contains(&id) {
             return Ok(String::new());
         }
         let decoder = tokenizer.decoder();

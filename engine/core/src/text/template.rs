@@ -23,7 +23,7 @@ use serde_json::{Map, Value, json};
 use super::bounded_file::{read, read_json_object};
 use super::masking::{MARK, Masking};
 use super::tokenizer::CONFIG_BYTES_MAX;
-use super::{CivilTime, Content, Message, TextError, Tokenizer};
+use super::{CivilTime, Content, Message, SpeechFormat, TextError, Tokenizer};
 
 /// The longest known template has 30 KB.
 const TEMPLATE_BYTES_MAX: u64 = 1 << 20;
@@ -157,6 +157,14 @@ impl ChatTemplate {
     ) -> Result<Vec<u32>, TextError> {
         tokenizer.check_protectable()?;
         tokenizer.encode_masked(&self.render_with(messages, options, Some(tokenizer.masking()))?)
+    }
+
+    /// How a model of this template marks thoughts and calls.
+    ///
+    /// # Errors
+    /// Those of [`render`](Self::render) that do not depend on messages: there is no template for these options.
+    pub fn speech_format(&self, options: &RenderOptions) -> Result<SpeechFormat, TextError> {
+        Ok(SpeechFormat::of_template(&self.source_for(options)?.text))
     }
 
     fn render_with(

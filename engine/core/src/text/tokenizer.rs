@@ -25,6 +25,8 @@ const TOKENIZER_BYTES_MAX: u64 = 256 << 20;
 pub(super) const CONFIG_BYTES_MAX: u64 = 16 << 20;
 /// About four times what a context of a million tokens holds.
 const ENCODE_BYTES_MAX: usize = 16 << 20;
+/// A mark and its line breaks, where each character is a token.
+const PROMPT_END_TOKENS: usize = 32;
 /// Ids index a table; the largest vocabularies have 2^18.
 const VOCAB_SIZE_MAX: usize = 1 << 24;
 
@@ -206,6 +208,12 @@ impl Tokenizer {
             text += &detokenizer.push(id)?;
         }
         Ok(text + &detokenizer.finish())
+    }
+
+    /// The last characters of a prompt, control tokens with them: whether a template has opened the thoughts, a
+    /// [`SpeechParser`](super::SpeechParser) sees there.
+    pub fn decode_end(&self, ids: &[u32]) -> Result<String, TextError> {
+        self.decode(&ids[ids.len().saturating_sub(PROMPT_END_TOKENS)..], false)
     }
 
     /// One more than the largest id. The model's own `vocab_size` is often larger; those rows are padding and must not be

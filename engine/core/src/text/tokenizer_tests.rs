@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::fixtures::{self, IM_END, IM_START, THINK, byte_fallback, byte_fallback_json, byte_level, byte_level_json};
-use super::{Detokenizer, TextError, Tokenizer};
+use super::{CallFormat, Detokenizer, SpeechFormat, TextError, Tokenizer};
 
 const TEXTS: [&str; 8] = [
     "the theme",
@@ -39,6 +39,23 @@ fn text_comes_back_from_its_ids_a_piece_at_a_time() {
             assert!(pieces.iter().all(|piece| !piece.contains('\u{FFFD}')), "{pieces:?}");
         }
     }
+}
+
+#[test]
+fn of_the_control_tokens_only_those_leave_their_text_that_are_to_be_shown() {
+    let tokenizer = byte_level();
+    let text = |mut detokenizer: Detokenizer| -> String {
+        [IM_START, THINK, IM_END].into_iter().map(|id| detokenizer.push(id).expect("a known id")).collect()
+    };
+    assert_eq!(text(Detokenizer::showing(&tokenizer, vec![IM_START])), "<|im_start|><think>");
+    assert_eq!(text(Detokenizer::showing(&tokenizer, Vec::new())), "<think>");
+    // A parser sees every mark of its format, be it a control token or not.
+    let format = SpeechFormat::Tagged { thinks: true, calls: Some(CallFormat::Hermes) };
+    assert_eq!(format.shown_tokens(&tokenizer), [0; 0], "here `<think>` is no control token");
+    let mut json = byte_level_json();
+    let think = json["added_tokens"].as_array_mut().expect("a list").iter_mut().find(|token| token["id"] == THINK);
+    think.expect("it is there")["special"] = true.into();
+    assert_eq!(format.shown_tokens(&fixtures::tokenizer(&json, &json!({}))), [THINK]);
 }
 
 #[test]

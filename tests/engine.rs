@@ -180,7 +180,7 @@ fn noise(len: usize, seed: u32) -> Vec<u32> {
 }
 
 fn request(tokens: Vec<u32>, max_tokens: usize, sampling: SamplingParams) -> Request {
-    Request { tokens, max_tokens, sampling, stop: Vec::new() }
+    Request { tokens, max_tokens, sampling, stop: Vec::new(), adapters: Vec::new() }
 }
 
 fn seeded(seed: u64) -> SamplingParams {

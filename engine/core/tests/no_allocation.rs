@@ -48,7 +48,7 @@ fn no_step_allocates() {
             let counted = Region::new(ALLOCATOR);
             for rows in &steps {
                 let last = [rows.len() - 1];
-                let batch = Batch { rows, tables: &tables, logits: &last };
+                let batch = Batch { rows, tables: &tables, logits: &last, adapters: &[] };
                 model.forward(&batch, &mut kv, &mut space, &mut ());
             }
             let change = counted.change();

@@ -28,6 +28,19 @@ pub struct Settings<'t> {
     pub kv_dtype: Dtype,
     /// Positions of a sequence.
     pub ctx_size: usize,
+    /// Adapters that the engine will have loaded, and that every answer goes through.
+    pub adapters: Vec<AdapterChoice>,
+}
+
+/// An adapter of all answers.
+#[derive(Clone, Debug)]
+pub struct AdapterChoice {
+    /// Its name in the engine, which decides nothing.
+    pub name: String,
+    /// Factor of what it adds.
+    pub scale: f32,
+    /// Digest of its files.
+    pub digest: String,
 }
 
 /// An engine that answers chat prompts. It is started when the first prompt comes, so a job of which every step is
@@ -66,7 +79,8 @@ impl<'t> EngineGenerator<'t> {
         let Sampling { temperature, top_k, top_p, min_p } = request.sampling;
         let sampling = SamplingParams { temperature, top_k, top_p, min_p, seed: request.seed };
         let tokens = self.tokens(&request.prompt)?;
-        Ok(Request { tokens, max_tokens: request.max_tokens, sampling, stop: Vec::new() })
+        let adapters = self.settings.adapters.iter().map(|adapter| (adapter.name.clone(), adapter.scale)).collect();
+        Ok(Request { tokens, max_tokens: request.max_tokens, sampling, stop: Vec::new(), adapters })
     }
 
     fn run(
@@ -106,12 +120,17 @@ impl<'t> EngineGenerator<'t> {
 
 impl Generator for EngineGenerator<'_> {
     fn fingerprint(&self) -> String {
-        let Settings { digest, options, kv_dtype, .. } = &self.settings;
+        let Settings { digest, options, kv_dtype, adapters, .. } = &self.settings;
+        // In the order in which they are added up, whoever named them in which.
+        let mut adapters: Vec<_> = adapters.iter().map(|own| (&own.digest, own.scale)).collect();
+        adapters.sort_by_key(|(digest, _)| *digest);
+        let adapters = adapters.iter().map(|(digest, scale)| format!(", adapter {digest} x {scale}"));
         format!(
-            "numerics {NUMERICS}, model {digest}, isa {}, activations {}, kv {}",
+            "numerics {NUMERICS}, model {digest}, isa {}, activations {}, kv {}{}",
             options.isa,
             options.activations,
-            kv_dtype.name()
+            kv_dtype.name(),
+            adapters.collect::<String>()
         )
     }
 

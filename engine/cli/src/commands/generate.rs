@@ -25,11 +25,13 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
     let tokens = tokens(arguments, &prompt, &text)?;
     let (run, max_tokens) = room(arguments, tokens.len())?;
     let work = Work::Tokens { prompt: tokens.len(), generate: max_tokens };
-    let (mut engine, _pin) = Opened::new(&arguments.model, &run, 1, LogitRows::Last, work)?.engine(&text)?;
+    let opened = Opened::new(&arguments.model, &run, 1, LogitRows::Last, work)?;
+    let adapters = opened.adapters.iter().map(|adapter| (adapter.name.clone(), adapter.scale)).collect();
+    let (mut engine, _pin) = opened.engine(&text)?;
     let before = figures::read_bandwidth(&mut engine);
 
     let mut prefill = Some(Progress::new("prompt", Unit::Tokens, tokens.len() as u64));
-    let request = Request { tokens, max_tokens, sampling, stop: arguments.stop.clone() };
+    let request = Request { tokens, max_tokens, sampling, stop: arguments.stop.clone(), adapters };
     engine.submit(request).map_err(|refused| Failure::Usage(refused.to_string()))?;
 
     let mut events = Vec::new();

@@ -15,6 +15,7 @@ pub use folder::AdapterFolder;
 pub(crate) use names::{Module, Norm};
 pub use set::AdapterSet;
 pub use weights::Adapter;
+pub(crate) use weights::LowRankPair;
 
 /// Every matrix begins at a cache line.
 const ALIGNMENT: usize = 64;

@@ -65,6 +65,13 @@ pub(crate) struct LowRankPair<'a> {
     pub(crate) scaling: f64,
 }
 
+impl LowRankPair<'_> {
+    /// Bytes that its products read.
+    pub(crate) fn bytes(&self) -> usize {
+        self.a.bytes().len() + self.b.bytes().len()
+    }
+}
+
 impl Adapter {
     /// Reads and checks the weights of a folder, and lays them into panels in memory of their own. `name` is what messages
     /// call it.
@@ -154,6 +161,11 @@ impl Adapter {
     /// Bytes of memory that its matrices take.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// What decides the order in which a row adds up its adapters.
+    pub(crate) fn order(&self) -> [u8; 32] {
+        self.digest
     }
 
     fn at(

@@ -1,6 +1,7 @@
 //! What goes into the step loop and what comes out of it.
 
 use super::timing::Timings;
+use crate::adapter::AdapterSetError;
 use crate::sampler::{SampleError, SamplingError, SamplingParams};
 use crate::text::TextError;
 
@@ -15,6 +16,8 @@ pub struct Request {
     pub sampling: SamplingParams,
     /// Texts that end the generation; they are not part of it.
     pub stop: Vec<String>,
+    /// Names of loaded adapters, each with a factor of what it adds; their order means nothing.
+    pub adapters: Vec<(String, f32)>,
 }
 
 /// A sequence of this engine.
@@ -55,6 +58,17 @@ pub enum Refused {
     /// A stop string cannot be used.
     #[error(transparent)]
     Stop(#[from] TextError),
+    /// There is no adapter of this name.
+    #[error("there is no adapter `{name}`; loaded are: {loaded}")]
+    NoAdapter {
+        /// The name.
+        name: String,
+        /// The names that there are.
+        loaded: String,
+    },
+    /// The adapters do not go together.
+    #[error(transparent)]
+    Adapters(#[from] AdapterSetError),
 }
 
 /// Why a sequence ended without a usable result.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::event::{Completion, Event, FinishReason, Request, SequenceError, SequenceId};
 use super::timing::Timings;
+use crate::adapter::AdapterSet;
 use crate::sampler::Sampler;
 use crate::text::{Detokenizer, StopOutcome, StopStrings};
 
@@ -11,6 +12,7 @@ pub(super) struct Sequence<'t> {
     pub(super) id: SequenceId,
     pub(super) tokens: Vec<u32>, // prompt, then generated
     pub(super) computed: usize,  // positions whose keys and values are in the cache
+    pub(super) adapters: AdapterSet,
     prompt_tokens: usize,
     max_tokens: usize,
     sampler: Sampler,
@@ -30,6 +32,7 @@ impl<'t> Sequence<'t> {
     pub(super) fn new(
         id: SequenceId,
         request: Request,
+        adapters: AdapterSet,
         sampler: Sampler,
         detokenizer: Detokenizer<'t>,
         stop: StopStrings,
@@ -42,6 +45,7 @@ impl<'t> Sequence<'t> {
             id,
             tokens,
             computed: 0,
+            adapters,
             prompt_tokens,
             max_tokens,
             sampler,

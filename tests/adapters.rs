@@ -1,6 +1,9 @@
 //! Adapters: what PEFT computes with them in float32, the same bits whatever is beside a row, and a base that stays what
 //! it was.
 
+mod engine;
+mod program;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

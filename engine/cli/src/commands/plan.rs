@@ -37,7 +37,8 @@ fn plan(arguments: &args::Plan) -> Result<Plan, Failure> {
     let width = arguments.width.get();
     if arguments.model.is_dir() && has_weights(&arguments.model) {
         let checkpoint = Checkpoint::open(&arguments.model)?;
-        let (request, _) = model::plan_request(&arguments.run, checkpoint.config(), width)?;
+        let (mut request, _) = model::plan_request(&arguments.run, checkpoint.config(), width)?;
+        request.adapters = model::needs(&model::open_adapters(&arguments.run, checkpoint.config())?);
         let form_of = |name: &str| checkpoint.form(name);
         let (mode, ram) = (arguments.run.load, arguments.ram);
         Ok(model::choose_plan(checkpoint.config(), form_of, request, mode, Work::Long, ram)?.plan)
@@ -47,7 +48,8 @@ fn plan(arguments: &args::Plan) -> Result<Plan, Failure> {
             false => arguments.model.clone(),
         };
         let config = ModelConfig::from_file(&file)?;
-        let (request, _) = model::plan_request(&arguments.run, &config, width)?;
+        let (mut request, _) = model::plan_request(&arguments.run, &config, width)?;
+        request.adapters = model::needs(&model::open_adapters(&arguments.run, &config)?);
         let dtype = config.torch_dtype.unwrap_or(Dtype::Bf16);
         let (mode, ram) = (arguments.run.load, arguments.ram);
         Ok(model::choose_plan(&config, |_| dtype, request, mode, Work::Long, ram)?.plan)
@@ -68,6 +70,11 @@ fn table(plan: &Plan) -> String {
         row("mapped", plan.mapped_bytes, "of the checkpoint, in the page cache"),
         row("keys and values", plan.kv_bytes, &tokens),
         row("scratch", plan.scratch_bytes, "buffers of a step"),
+        if plan.adapter_bytes == 0 {
+            String::new()
+        } else {
+            row("adapters", plan.adapter_bytes, "low-rank matrices in float32, and what they replace")
+        },
         row("loading", plan.load_bytes, "buffers, given back before keys, values and scratch are taken"),
         row("total", plan.total_bytes, ""),
         row("a token reads", plan.bytes_per_token, "of weights"),

@@ -238,7 +238,12 @@ fn a_wrong_adapter_is_refused_with_what_is_wrong_and_where() {
         (
             Box::new(keep),
             Box::new(|tensors| tensors.retain(|own| !own.0.contains("layers.2.self_attn.o_proj"))),
-            &["targets `model.layers.2.self_attn.o_proj`", "no tensors"],
+            &["names `model.layers.2.self_attn.o_proj`", "no tensors"],
+        ),
+        (
+            Box::new(|config| config["modules_to_save"] = json!(["lm_head"])),
+            Box::new(same),
+            &["`lm_head`", "no tensors"],
         ),
         (Box::new(keep), Box::new(|tensors| tensors.clear()), &["no tensors"]),
         (

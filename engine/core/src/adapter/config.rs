@@ -18,8 +18,7 @@ pub(super) const RANK_MAX: usize = 4096;
 const BACKTRACK_LIMIT: usize = 100_000;
 
 /// Fields of training, of names and of versions: they change no product.
-const WITHOUT_EFFECT: [&str; 16] = [
-    "arrow_config",
+const WITHOUT_EFFECT: [&str; 14] = [
     "auto_mapping",
     "base_model_name_or_path",
     "corda_config",
@@ -29,7 +28,6 @@ const WITHOUT_EFFECT: [&str; 16] = [
     "lora_dropout",
     "lora_ga_config",
     "megatron_core",
-    "modules_to_save", // the tensors say what was saved
     "peft_version",
     "qalora_group_size",
     "revision",
@@ -38,7 +36,7 @@ const WITHOUT_EFFECT: [&str; 16] = [
 ];
 
 /// Fields that are read here.
-const READ: [&str; 14] = [
+const READ: [&str; 15] = [
     "alpha_pattern",
     "bias",
     "exclude_modules",
@@ -46,6 +44,7 @@ const READ: [&str; 14] = [
     "layers_pattern",
     "layers_to_transform",
     "lora_alpha",
+    "modules_to_save",
     "peft_type",
     "r",
     "rank_pattern",
@@ -82,6 +81,7 @@ pub(super) struct AdapterConfig {
     layers: Option<Vec<usize>>,
     layers_pattern: Vec<Regex>,
     target_parameters: Vec<String>,
+    modules_to_save: Vec<String>,
 }
 
 /// Modules, by name.
@@ -103,14 +103,11 @@ impl AdapterConfig {
         let fields = Fields { path, object };
         fields.refuse_other_methods()?;
         let layers = fields.layers("layers_to_transform")?;
-        let layers_pattern = match fields.get("layers_pattern") {
-            None => Vec::new(),
-            Some(_) => fields
-                .strings("layers_pattern")?
-                .iter()
-                .map(|pattern| fields.expression("layers_pattern", &format!(r"\A(?:|.*?\.)(?:{pattern})\.(\d+)\.")))
-                .collect::<Result<_, _>>()?,
-        };
+        let layers_pattern = fields
+            .strings("layers_pattern")?
+            .iter()
+            .map(|pattern| fields.expression("layers_pattern", &format!(r"\A(?:|.*?\.)(?:{pattern})\.(\d+)\.")))
+            .collect::<Result<_, _>>()?;
         let rank = |value: &Value| value.as_u64().map(|r| r as usize).filter(|r| (1..=RANK_MAX).contains(r));
         let alpha = |value: &Value| value.as_f64().filter(|alpha| alpha.is_finite());
         Ok(Self {
@@ -123,10 +120,8 @@ impl AdapterConfig {
             excluded: fields.targets("exclude_modules")?,
             layers,
             layers_pattern,
-            target_parameters: match fields.get("target_parameters") {
-                None => Vec::new(),
-                Some(_) => fields.strings("target_parameters")?,
-            },
+            target_parameters: fields.strings("target_parameters")?,
+            modules_to_save: fields.strings("modules_to_save")?,
         })
     }
 
@@ -153,6 +148,13 @@ impl AdapterConfig {
     /// Whether `target_parameters` means the parameter `name`.
     pub(super) fn targets_parameter(&self, name: &str) -> bool {
         ends_with_any(name, &self.target_parameters)
+    }
+
+    /// The first of `modules_to_save` that none of `modules` is, or is part of.
+    pub(super) fn unsaved(&self, modules: &[&str]) -> Option<&str> {
+        let is_of = |module: &str, name: &str| format!(".{module}.").contains(&format!(".{name}."));
+        let mut names = self.modules_to_save.iter().map(String::as_str);
+        names.find(|name| !modules.iter().any(|module| is_of(module, name)))
     }
 
     fn is_in_layers(&self, name: &str) -> bool {

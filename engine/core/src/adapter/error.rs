@@ -41,7 +41,7 @@ pub enum AdapterError {
     )]
     Rank { path: PathBuf, module: String, got: usize, want: usize },
     #[error(
-        "{path}: adapter_config.json targets `{module}`, for which there are no tensors; the file is incomplete: save it again"
+        "{path}: adapter_config.json names `{module}`, for which there are no tensors; the file is incomplete: save it again"
     )]
     Missing { path: PathBuf, module: String },
     #[error("{path}: tensor `{tensor}` holds {value} at index {index}; the training diverged, or the file is damaged")]

@@ -45,6 +45,14 @@ pub(super) struct Tensor {
     bytes: std::ops::Range<usize>,
 }
 
+impl Tensor {
+    /// The module that it is the weight of.
+    fn module(&self) -> &str {
+        let name = self.name.strip_prefix(PREFIX).unwrap_or(&self.name);
+        name.strip_suffix(".weight").unwrap_or(name)
+    }
+}
+
 /// Two tensors whose product is a delta, and the modules that it is for.
 #[derive(Debug)]
 pub(super) struct Pair {
@@ -109,6 +117,10 @@ impl AdapterFolder {
         let check = Check { path: &path, settings: &settings, config };
         let pairs = check.pairs(found)?;
         check.all_targets_are_there(&pairs)?;
+        let saved: Vec<&str> = replaced.values().map(Tensor::module).collect();
+        if let Some(module) = settings.unsaved(&saved) {
+            return Err(AdapterError::Missing { path, module: printable(module) });
+        }
 
         let mut hasher = blake3::Hasher::new();
         for bytes in [&json[..], map.bytes()] {

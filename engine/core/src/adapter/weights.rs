@@ -36,6 +36,8 @@ struct LayerPairs {
     modules: [Option<PairAt>; MODULES],
     /// Gate, up and down of each expert; empty if the adapter has none of them.
     experts: Vec<[Option<PairAt>; 3]>,
+    /// Which of the three any expert has.
+    of_experts: [bool; 3],
 }
 
 /// Where a pair's panels are in the region.
@@ -185,7 +187,9 @@ impl Adapter {
                 if layer.experts.is_empty() {
                     layer.experts = vec![[None, None, None]; folder.num_experts];
                 }
-                &mut layer.experts[expert][module as usize - Module::Gate as usize]
+                let part = module as usize - Module::Gate as usize;
+                layer.of_experts[part] = true;
+                &mut layer.experts[expert][part]
             }
         }
     }
@@ -208,7 +212,9 @@ impl Adapter {
     pub(crate) fn adapts(&self, layer: usize, module: Module) -> bool {
         match module {
             Module::LmHead => self.lm_head_pair.is_some(),
-            Module::Gate | Module::Up | Module::Down if self.adapts_experts(layer) => true,
+            Module::Gate | Module::Up | Module::Down if self.adapts_experts(layer) => {
+                self.layers[layer].of_experts[module as usize - Module::Gate as usize]
+            }
             _ => self.layers[layer].modules[module as usize].is_some(),
         }
     }

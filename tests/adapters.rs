@@ -107,7 +107,10 @@ fn logits_with_adapters_are_bit_equal_for_any_threads_chunks_and_nodes() {
             let model = load(&base, options(isa));
             let set = set_of(case, &model);
             let want = bits(&evaluate(&model, &tokens, &set, pool(1), tokens.len(), Dtype::F16));
-            for (nodes, threads, chunk) in [(1, 1, 1), (1, 2, 7), (1, 3, tokens.len()), (2, 3, 16)] {
+            // All of them with the fastest instructions, for the others the one that has most in it.
+            let runs = [(2, 3, 16), (1, 1, 1), (1, 2, 7), (1, 3, tokens.len())];
+            let count = if isa.name() == Isa::detect().name() { runs.len() } else { 1 };
+            for (nodes, threads, chunk) in runs.into_iter().take(count) {
                 let pool = pool_on_nodes(threads, nodes);
                 let model = load_for(&pool, &base, options(isa));
                 let set = set_of(case, &model);

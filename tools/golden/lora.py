@@ -9,6 +9,7 @@ of the bound that engines are held to.
 """
 
 import argparse
+import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,8 +136,18 @@ def save(case: Case, folder: Path, generator: torch.Generator) -> None:
         config.inference_mode = True
     config.base_model_name_or_path = case.family
     config.save_pretrained(folder)
+    sort_lists(folder / "adapter_config.json")
     tensors = {name: tensor.to(case.dtype).contiguous().clone() for name, tensor in sorted(tensors.items())}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def sort_lists(path: Path) -> None:
+    """PEFT keeps targets in sets, which have another order in every run."""
+    config = json.loads(path.read_text())
+    for name in ("target_modules", "target_parameters", "modules_to_save"):
+        if isinstance(config.get(name), list):
+            config[name].sort()
+    checkpoint.write_json(path, config)
 
 
 def one_by_one(family: Family, case: Case, generator: torch.Generator) -> dict[str, torch.Tensor]:

@@ -34,7 +34,6 @@ pub struct AdapterRoom {
 }
 
 /// Which rows of a product go through which adapters.
-#[derive(Default)]
 struct Gathered {
     slots: Vec<Slot>,
     /// Input row of each slot where a group's rows share the rows of the step, and where each has its own.

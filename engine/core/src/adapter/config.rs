@@ -109,7 +109,7 @@ impl AdapterConfig {
             .map(|pattern| fields.expression("layers_pattern", &format!(r"\A(?:|.*?\.)(?:{pattern})\.(\d+)\.")))
             .collect::<Result<_, _>>()?;
         let rank = |value: &Value| value.as_u64().map(|r| r as usize).filter(|r| (1..=RANK_MAX).contains(r));
-        let alpha = |value: &Value| value.as_f64().filter(|alpha| alpha.is_finite());
+        let alpha = |value: &Value| value.as_f64().filter(|alpha| (*alpha as f32).is_finite());
         Ok(Self {
             r: fields.number("r", &rank, &format!("a whole number from 1 to {RANK_MAX}"))?,
             lora_alpha: fields.number("lora_alpha", &alpha, "a number")?,
@@ -328,6 +328,7 @@ fn says_something(value: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -411,6 +412,36 @@ mod tests {
             [json!({"lora_dropout": 0.1}), json!({"init_lora_weights": true}), json!({"something_new": null})]
         {
             parse(changes).unwrap();
+        }
+    }
+
+    fn any_value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            r"[a-z_.\\\\()|*+?\[\]{}$^0-9]{0,12}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(2, 8, 3, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+                prop::collection::btree_map("[a-z_.*(]{0,8}", inner, 0..3).prop_map(Value::from_iter),
+            ]
+        })
+    }
+
+    proptest! {
+        /// Whatever stands in a field is refused or has a meaning.
+        #[test]
+        fn any_value_of_any_field_is_refused_or_read(field in 0..READ.len(), value in any_value()) {
+            if let Ok(config) = parse(json!({READ[field]: value})) {
+                let name = "model.layers.3.self_attn.q_proj";
+                prop_assert!((1..=RANK_MAX).contains(&config.rank(name)));
+                prop_assert!(config.scaling(name).is_finite());
+                config.targets_module(name);
+                config.targets_parameter(name);
+            }
         }
     }
 

@@ -60,7 +60,7 @@ impl Model {
         let attended = &attended[..rows * config.query_size()];
         self.prepare(&layer.output, attended, prepared, crew);
         if low_rank.adapts(batch, index, &[Module::Output]) {
-            self.prepare_exact(attended, layer.output.cols, &mut low_rank.input, crew);
+            self.prepare_exact(&layer.output, attended, &mut low_rank.input, crew);
         }
         let deltas = low_rank.deltas(self, batch, index, [Module::Output], Input::Rows, crew);
         let residual = &mut residual[..rows * config.hidden_size];

@@ -69,7 +69,7 @@ impl Model {
 
         self.prepare(&mlp.down, activated, prepared, crew);
         if low_rank.adapts(batch, index, &[Module::Down]) {
-            self.prepare_exact(activated, mlp.down.cols, &mut low_rank.input, crew);
+            self.prepare_exact(&mlp.down, activated, &mut low_rank.input, crew);
         }
         let deltas = low_rank.deltas(self, batch, index, [Module::Down], Input::Rows, crew);
         let product = Product { linears: [&mlp.down], deltas };
@@ -97,7 +97,7 @@ impl Model {
 
         self.prepare(&experts[0].down, activated, prepared, crew);
         if low_rank.adapts(batch, index, &[Module::Down]) {
-            self.prepare_exact(activated, experts[0].down.cols, &mut low_rank.input, crew);
+            self.prepare_exact(&experts[0].down, activated, &mut low_rank.input, crew);
         }
         let deltas = low_rank.deltas(self, batch, index, [Module::Down], Input::Assignments, crew);
         let of_assignments = Groups { mlps: experts, chosen, rows: groups, select: identity };

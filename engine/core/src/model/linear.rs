@@ -32,17 +32,17 @@ pub(super) struct Product<'a, const N: usize> {
 impl Model {
     /// Lays `x` `[rows, cols]` out as the kernels for `linear` read it.
     pub(super) fn prepare(&self, linear: &Linear, x: &[f32], prepared: &mut Rows, crew: &mut Crew) {
-        let ModelOptions { isa, activations, .. } = self.options;
-        let (form, words) = prepared.start(isa, linear.dtype, activations, x.len() / linear.cols, linear.cols);
-        crew.pool.chunks(&mut crew.workers, words, form.words(), |_, row, words| {
-            form.prepare(&x[row * linear.cols..][..linear.cols], words);
-        });
+        self.prepare_for(linear.dtype, linear.cols, x, prepared, crew);
     }
 
-    /// As [`prepare`](Self::prepare), for what adapters add.
-    pub(super) fn prepare_exact(&self, x: &[f32], cols: usize, prepared: &mut Rows, crew: &mut Crew) {
+    /// The same for what adapters add.
+    pub(super) fn prepare_exact(&self, linear: &Linear, x: &[f32], prepared: &mut Rows, crew: &mut Crew) {
+        self.prepare_for(Dtype::F32, linear.cols, x, prepared, crew);
+    }
+
+    fn prepare_for(&self, dtype: Dtype, cols: usize, x: &[f32], prepared: &mut Rows, crew: &mut Crew) {
         let ModelOptions { isa, activations, .. } = self.options;
-        let (form, words) = prepared.start(isa, Dtype::F32, activations, x.len() / cols, cols);
+        let (form, words) = prepared.start(isa, dtype, activations, x.len() / cols, cols);
         crew.pool.chunks(&mut crew.workers, words, form.words(), |_, row, words| {
             form.prepare(&x[row * cols..][..cols], words);
         });

@@ -42,7 +42,7 @@ pub(crate) fn assert_refused(what: &str, output: &Output, code: i32, parts: &[&s
 }
 
 /// A folder with a job of five notes over a tiny model, recipe and model as small as they can be.
-struct Job {
+pub(crate) struct Job {
     folder: tempfile::TempDir,
 }
 
@@ -56,7 +56,7 @@ prompt = "{% for item in items %}{{ item.links | join(' ') }} {{ item.text }}\n{
 "#;
 
 impl Job {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         crate::tiny_model::write_tiny_model("qwen3_moe", &folder.path().join("model"));
         fs::create_dir(folder.path().join("notes")).unwrap();
@@ -80,7 +80,7 @@ impl Job {
         fs::write(self.path("job.toml"), head + rest).unwrap();
     }
 
-    fn path(&self, name: &str) -> std::path::PathBuf {
+    pub(crate) fn path(&self, name: &str) -> std::path::PathBuf {
         self.folder.path().join(name)
     }
 

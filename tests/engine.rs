@@ -180,8 +180,7 @@ fn noise(len: usize, seed: u32) -> Vec<u32> {
 }
 
 fn request(tokens: Vec<u32>, max_tokens: usize, sampling: SamplingParams) -> Request {
-    let (stop, shown_tokens) = (Vec::new(), Vec::new());
-    Request { tokens, max_tokens, sampling, stop, experts_per_token: None, shown_tokens }
+    Request::new(tokens, max_tokens, sampling)
 }
 
 fn seeded(seed: u64) -> SamplingParams {

@@ -8,7 +8,7 @@ use simd::{Dtype, Isa};
 use crate::models::{FAMILIES, Reference, VARIANTS, load_golden, options, pool};
 
 /// Root mean square of `got - want`, over that of `want`.
-fn relative_error(got: &[f32], want: &[f32]) -> f64 {
+pub(crate) fn relative_error(got: &[f32], want: &[f32]) -> f64 {
     assert_eq!(got.len(), want.len());
     let sum = |terms: &mut dyn Iterator<Item = f64>| terms.map(|x| x * x).sum::<f64>();
     let error = sum(&mut got.iter().zip(want).map(|(got, want)| f64::from(*got) - f64::from(*want)));

@@ -1,6 +1,7 @@
 //! The workspace's integration tests: one binary, a module a subject.
 #![forbid(unsafe_code)]
 
+mod adapters;
 mod chat;
 mod damaged;
 mod dials;

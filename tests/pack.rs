@@ -231,6 +231,7 @@ fn a_plan_of_a_packed_folder_counts_what_is_stored() {
                 kv_dtype: Dtype::F16,
                 load: load_as,
                 nodes: 1,
+                adapters: engine_core::adapter::AdapterNeeds::default(),
             };
             let plan = engine_core::plan::Plan::new(model.config(), |name| checkpoint.form(name), &request);
             let stored: usize = checkpoint.tensors().iter().map(|spec| checkpoint.location(&spec.name).size()).sum();

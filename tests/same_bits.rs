@@ -114,7 +114,7 @@ fn logits_are_bit_equal_alone_and_beside_three_other_sequences() {
                     }
                     done[sequence] += take;
                 }
-                let batch = Batch { rows: &rows, tables: &tables, logits: &ours };
+                let batch = Batch { rows: &rows, tables: &tables, logits: &ours, adapters: &[] };
                 model.forward(&batch, &mut kv, &mut space, &mut ());
                 got.extend(bits(&space.logits()[..ours.len() * vocab_size]));
             }

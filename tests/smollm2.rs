@@ -77,8 +77,7 @@ fn engine<'t>(folder: &Path, tokenizer: &'t Tokenizer, width: usize) -> Engine<'
 /// Greedy completions of `prompts`, side by side.
 fn complete(engine: &mut Engine, prompts: &[Vec<u32>]) -> Vec<Completion> {
     let sampling = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-    let request =
-        |tokens| Request { tokens, max_tokens: MAX_TOKENS, sampling, stop: Vec::new(), experts_per_token: None, shown_tokens: Vec::new() };
+    let request = |tokens| Request::new(tokens, MAX_TOKENS, sampling);
     let order: Vec<_> = prompts.iter().map(|tokens| engine.submit(request(tokens.clone())).unwrap()).collect();
     let mut finished = Vec::new();
     let mut events = Vec::new();

@@ -131,7 +131,7 @@ impl Decoder {
     }
 
     fn step(&mut self, rows: &[Row], logits: &[usize]) -> Step {
-        let batch = Batch { rows, tables: &self.tables, logits };
+        let batch = Batch { rows, tables: &self.tables, logits, adapters: &[] };
         let start = Instant::now();
         self.model.forward(&batch, &mut self.kv, &mut self.space, &mut ());
         Step { time: start.elapsed(), bytes: self.space.bytes_read() }

@@ -4,6 +4,7 @@
     python3 -m venv .venv && .venv/bin/pip install -r tools/golden/requirements.txt
     .venv/bin/python tools/golden/make.py [FAMILY…]     write these families (default: all) and rope.json
     .venv/bin/python tools/golden/make.py --check       recompute what is committed, a second way
+    .venv/bin/python tools/golden/lora.py [CASE…]       write these cases of lora/ (default: all)
     .venv/bin/python tools/golden/smollm2.py FILE.gguf  write tests/golden/smollm2/
 
 The output is committed. Tests read it and need neither Python nor a network.

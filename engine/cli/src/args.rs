@@ -132,6 +132,12 @@ pub(crate) struct Run {
     /// Rows of prompts in a step [llama.cpp: -ub]
     #[arg(long, env = "NIGHTMONK_UBATCH_SIZE", value_name = "N", default_value = "256")]
     pub(crate) ubatch_size: NonZeroUsize,
+    /// LoRA adapter, a folder as PEFT writes it; may be given several times, or with commas
+    #[arg(long, env = "NIGHTMONK_LORA", value_name = "DIR", value_delimiter = ',')]
+    pub(crate) lora: Vec<PathBuf>,
+    /// The same, with a factor of what it adds
+    #[arg(long, env = "NIGHTMONK_LORA_SCALED", value_name = "DIR:SCALE", value_delimiter = ',', value_parser = scaled)]
+    pub(crate) lora_scaled: Vec<(PathBuf, f32)>,
     /// Use a GPU: auto, off or require; this version computes on the CPU alone
     #[arg(long, env = "NIGHTMONK_GPU", value_name = "USE", default_value = "auto")]
     pub(crate) gpu: Gpu,
@@ -361,6 +367,15 @@ fn numa(mode: &str) -> Result<NumaMode, String> {
     }
 }
 
+/// A path and the number behind its last colon.
+fn scaled(text: &str) -> Result<(PathBuf, f32), String> {
+    let scale = text.rsplit_once(':').and_then(|(path, scale)| Some((path, scale.parse::<f32>().ok()?)));
+    match scale {
+        Some((path, scale)) if scale.is_finite() && !path.is_empty() => Ok((path.into(), scale)),
+        _ => Err("it must be a folder, a colon and a number, like adapter:0.5".into()),
+    }
+}
+
 fn cache_type(name: &str) -> Result<Dtype, String> {
     match name {
         "f16" => Ok(Dtype::F16),
@@ -411,6 +426,14 @@ mod tests {
         }
         assert!(numa("node:1").unwrap_err().contains("numactl"));
         assert!(numa("distribute").is_err());
+    }
+
+    #[test]
+    fn the_scale_of_an_adapter_is_behind_the_last_colon() {
+        assert_eq!(scaled("a:b:-0.5"), Ok(("a:b".into(), -0.5)));
+        for text in ["a", "a:", ":1", "a:x", "a:inf"] {
+            assert!(scaled(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -114,6 +114,7 @@ mod tests {
             kv_dtype: Dtype::F16,
             load: Load::Mapped,
             nodes: 1,
+            adapters: engine_core::adapter::AdapterNeeds::default(),
         };
         let fit =
             |request: &PlanRequest| Plan::fit(&config, |_| Dtype::Bf16, request, available).map_err(Failure::Refused);

@@ -3,8 +3,10 @@
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use engine_core::adapter::{Adapter, AdapterError, AdapterFolder, AdapterNeeds, AdapterSet, AdapterSetError};
 use engine_core::checkpoint::{Checkpoint, TensorForm};
 use engine_core::config::ModelConfig;
 use engine_core::homes::Homes;
@@ -93,6 +95,7 @@ pub(crate) fn plan_request(run: &Run, config: &ModelConfig, width: usize) -> Res
         kv_dtype: run.cache_type_k,
         load: Load::Resident,
         nodes: nodes.count(),
+        adapters: AdapterNeeds::default(),
     };
     Ok((request, nodes))
 }
@@ -128,6 +131,33 @@ pub(crate) fn choose_plan<F: Into<TensorForm>>(
     load_choice::choose(mode, work, request, fit)
 }
 
+/// An adapter that was asked for, and whose folder fits the model.
+pub(crate) struct OpenAdapter {
+    pub(crate) name: String,
+    pub(crate) scale: f32,
+    pub(crate) folder: AdapterFolder,
+}
+
+/// Opens the adapters that the flags name.
+pub(crate) fn open_adapters(run: &Run, config: &ModelConfig) -> Result<Vec<OpenAdapter>, Failure> {
+    let scaled = run.lora_scaled.iter().map(|(path, scale)| (path, *scale));
+    let mut adapters: Vec<OpenAdapter> = Vec::new();
+    for (path, scale) in run.lora.iter().map(|path| (path, 1.0)).chain(scaled) {
+        let folder = AdapterFolder::open(path, config)?;
+        if let Some(other) = adapters.iter().find(|other| other.folder.digest() == folder.digest()) {
+            let why = format!("adapter {} is `{}` again; add the two scales", path.display(), other.name);
+            return Err(Failure::Usage(why));
+        }
+        adapters.push(OpenAdapter { name: path.display().to_string(), scale, folder });
+    }
+    Ok(adapters)
+}
+
+/// What these adapters ask of a run.
+pub(crate) fn needs(adapters: &[OpenAdapter]) -> AdapterNeeds {
+    adapters.iter().fold(AdapterNeeds::default(), |needs, adapter| needs.and(&adapter.folder))
+}
+
 /// Which rows of a step get logits.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum LogitRows {
@@ -144,6 +174,7 @@ pub(crate) struct Opened {
     pub(crate) options: ModelOptions,
     /// What was turned of the model; empty where nothing was.
     pub(crate) dials: String,
+    pub(crate) adapters: Vec<OpenAdapter>,
     pub(crate) plan: Plan,
     nodes: Nodes,
     /// Whether weights are locked in memory.
@@ -161,6 +192,8 @@ impl Opened {
         if logits == LogitRows::All {
             request.logits = request.ubatch_size;
         }
+        let adapters = open_adapters(run, checkpoint.config())?;
+        request.adapters = needs(&adapters);
         let form_of = |name: &str| checkpoint.form(name);
         let Choice { request, plan, reason } =
             choose_plan(checkpoint.config(), form_of, request, run.load, work, None)?;
@@ -173,12 +206,12 @@ impl Opened {
         let nodes = if Model::can_be_cut(&checkpoint, request.load) { nodes } else { nodes.whole() };
         checkpoint.for_context(request.ctx_size);
         let dials = dials.words(checkpoint.config());
-        Ok(Self { checkpoint, request, options, dials, plan, nodes, lock: run.mlock, reason })
+        Ok(Self { checkpoint, request, options, dials, adapters, plan, nodes, lock: run.mlock, reason })
     }
 
     /// Starts workers and loads the weights, after the run's first line.
     pub(crate) fn load(self) -> Result<Loaded, EngineFailure> {
-        let Self { checkpoint, request, options, dials, plan, nodes, lock, reason } = self;
+        let Self { checkpoint, request, options, dials, adapters, plan, nodes, lock, reason } = self;
         if lock {
             // Before minutes go into loading.
             let bytes = plan.weight_bytes.saturating_add(plan.mapped_bytes);
@@ -204,6 +237,10 @@ impl Opened {
             request.ctx_size,
             engine_core::plan::bytes(plan.total_bytes),
         );
+        for OpenAdapter { name, scale, folder } in &adapters {
+            let (rank, bytes) = (folder.rank(), engine_core::plan::bytes(folder.bytes() as u64));
+            eprintln!("adapter {name}: scale {scale}, rank {rank}, {bytes}");
+        }
         let start = Instant::now();
         let mut progress = Progress::new("loading", Unit::Bytes, plan.checkpoint_bytes);
         let mut last = LoadProgress::default();
@@ -214,7 +251,8 @@ impl Opened {
         if lock {
             model.lock().map_err(EngineFailure::Lock)?;
         }
-        let loaded = Loaded { model, pool, bytes: last.done_bytes, disk_bytes: last.disk_bytes, time: start.elapsed() };
+        let (bytes, disk_bytes) = (last.done_bytes, last.disk_bytes);
+        let loaded = Loaded { model, pool, adapters, bytes, disk_bytes, time: start.elapsed() };
         progress.line(&loaded.line());
         Ok(loaded)
     }
@@ -229,10 +267,13 @@ impl Opened {
             width: request.width,
             ubatch_size: request.ubatch_size,
         };
-        let Loaded { model, pool, .. } = self.load()?;
+        let Loaded { model, pool, adapters, .. } = self.load()?;
         let failed = |source| EngineError::Workers { threads: request.threads, source };
         let pin = nodes::pin_caller(&pool).map_err(failed)?;
-        let engine = Engine::with_pool(model, pool, &text.tokenizer, text.eos.clone(), options)?;
+        let mut engine = Engine::with_pool(model, pool, &text.tokenizer, text.eos.clone(), options)?;
+        for OpenAdapter { name, folder, .. } in &adapters {
+            engine.load_adapter_folder(name, folder)?;
+        }
         nodes::report_placement(engine.model().placement(), engine.kv_placement());
         Ok((engine, pin))
     }
@@ -242,12 +283,22 @@ impl Opened {
 pub(crate) struct Loaded {
     pub(crate) model: Model,
     pub(crate) pool: Pool,
+    pub(crate) adapters: Vec<OpenAdapter>,
     pub(crate) bytes: usize,
     pub(crate) disk_bytes: usize,
     pub(crate) time: Duration,
 }
 
 impl Loaded {
+    /// The adapters together, in memory.
+    pub(crate) fn adapter_set(&self) -> Result<AdapterSet, EngineFailure> {
+        let load = |adapter: &OpenAdapter| -> Result<_, EngineFailure> {
+            let OpenAdapter { name, scale, folder } = adapter;
+            Ok((Arc::new(Adapter::load(name, folder, self.model.options().isa)?), *scale))
+        };
+        Ok(AdapterSet::new(self.adapters.iter().map(load).collect::<Result<_, _>>()?)?)
+    }
+
     fn line(&self) -> String {
         let bytes = |n: usize| engine_core::plan::bytes(n as u64);
         let (seconds, rate) = (self.time.as_secs_f64(), self.bytes as f64 / self.time.as_secs_f64() / 1e9);
@@ -265,4 +316,8 @@ pub(crate) enum EngineFailure {
     Lock(io::Error),
     #[error(transparent)]
     Start(#[from] EngineError),
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    #[error(transparent)]
+    Adapters(#[from] AdapterSetError),
 }

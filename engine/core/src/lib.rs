@@ -3,6 +3,7 @@
 //! The order of the `mod` lines is the dependency order: a module may use those above it, never those below.
 #![deny(unsafe_code)]
 
+pub mod adapter;
 pub mod checkpoint;
 pub mod config;
 pub mod homes;

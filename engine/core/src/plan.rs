@@ -10,10 +10,11 @@ use serde::Serialize;
 use simd::Dtype;
 use simd::matmul::{MXFP4_BLOCK, Matrix, PANEL};
 
+use crate::adapter::AdapterNeeds;
 use crate::checkpoint::{Layout, TensorForm};
 use crate::config::{ModelConfig, TensorKind, TensorSpec};
 use crate::kv_cache::{KvShape, blocks_for};
-use crate::model::{Load, WorkspaceShape, largest_strip, load_buffer_bytes};
+use crate::model::{AdapterRoom, Load, WorkspaceShape, largest_strip, load_buffer_bytes};
 
 pub use expected::{Expected, Limits};
 pub use vram::OnGpu;
@@ -37,6 +38,8 @@ pub struct PlanRequest {
     pub load: Load,
     /// Nodes that share the model.
     pub nodes: usize,
+    /// What its adapters ask for.
+    pub adapters: AdapterNeeds,
 }
 
 /// Bytes of a run.
@@ -64,8 +67,10 @@ pub struct Plan {
     pub kv_bytes: u64,
     /// Bytes of keys and values of one position.
     pub kv_bytes_per_token: u64,
-    /// Anonymous memory of a step's buffers.
+    /// Anonymous memory of a step's buffers, with room for adapters.
     pub scratch_bytes: u64,
+    /// Anonymous memory of adapters' matrices.
+    pub adapter_bytes: u64,
     /// Buffers of the threads that load. They are given back before keys, values and scratch are taken.
     pub load_bytes: u64,
     /// Page-cache pages without which the run would read from the disk: the embedding, or all of a mapped model.
@@ -106,8 +111,12 @@ pub struct DoesNotFit {
 impl DoesNotFit {
     fn message(&self) -> String {
         let Plan { total_bytes, weight_bytes, kv_bytes, scratch_bytes, mapped_bytes, ctx_size, width, .. } = &self.plan;
+        let adapters = match self.plan.adapter_bytes {
+            0 => String::new(),
+            of_adapters => format!(", {} adapters", bytes(of_adapters)),
+        };
         let needs = format!(
-            "needs {} ({} weights, {} keys and values for {width} x {ctx_size} tokens, {} scratch, {} mapped), but {} are available",
+            "needs {} ({} weights, {} keys and values for {width} x {ctx_size} tokens, {} scratch{adapters}, {} mapped), but {} are available",
             bytes(*total_bytes),
             bytes(*weight_bytes),
             bytes(*kv_bytes),
@@ -224,6 +233,7 @@ impl Plan {
             kv_bytes: 0,
             kv_bytes_per_token: 0,
             scratch_bytes: 0,
+            adapter_bytes: request.adapters.bytes,
             load_bytes: 0,
             packed: false,
             mapped_bytes: 0,
@@ -326,9 +336,10 @@ impl Plan {
         self.node_bytes = self.weight_bytes.div_ceil(request.nodes.max(1) as u64).saturating_add(of_node);
         let rows = request.ubatch_size.min(ctx_size) + request.width;
         let logits = request.logits.min(rows);
-        self.scratch_bytes =
-            WorkspaceShape::new(config, request.load, self.packed, rows, logits, request.threads).bytes() as u64;
-        let running = self.kv_bytes.saturating_add(self.scratch_bytes);
+        let shape = WorkspaceShape::new(config, request.load, self.packed, rows, logits, request.threads);
+        let room = AdapterRoom { adapters: request.adapters.count, rank: request.adapters.rank };
+        self.scratch_bytes = (shape.bytes() + room.bytes(&shape)) as u64;
+        let running = self.kv_bytes.saturating_add(self.scratch_bytes).saturating_add(self.adapter_bytes);
         let all = [self.weight_bytes, self.mapped_bytes, running.max(self.load_bytes)];
         self.total_bytes = all.into_iter().fold(0, u64::saturating_add);
     }

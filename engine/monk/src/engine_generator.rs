@@ -30,6 +30,19 @@ pub struct Settings<'t> {
     pub kv_dtype: Dtype,
     /// Positions of a sequence.
     pub ctx_size: usize,
+    /// Adapters that the engine will have loaded, and that every answer goes through.
+    pub adapters: Vec<AdapterChoice>,
+}
+
+/// An adapter of all answers.
+#[derive(Clone, Debug)]
+pub struct AdapterChoice {
+    /// Its name in the engine, which decides nothing.
+    pub name: String,
+    /// Factor of what it adds.
+    pub scale: f32,
+    /// Digest of its files.
+    pub digest: String,
 }
 
 /// An engine that answers chat prompts. It is started when the first prompt comes, so a job of which every step is
@@ -80,8 +93,8 @@ impl<'t> EngineGenerator<'t> {
         let sampling = SamplingParams { temperature, top_k, top_p, min_p, seed: request.seed };
         let tokens = self.tokens(&request.prompt)?;
         let shown_tokens = self.speech_format().map_err(failed)?.shown_tokens(self.settings.tokenizer);
-        let (max_tokens, stop) = (request.max_tokens, Vec::new());
-        Ok(Request { tokens, max_tokens, sampling, stop, experts_per_token: None, shown_tokens })
+        let adapters = self.settings.adapters.iter().map(|adapter| (adapter.name.clone(), adapter.scale)).collect();
+        Ok(Request { adapters, shown_tokens, ..Request::new(tokens, request.max_tokens, sampling) })
     }
 
     fn run(
@@ -128,18 +141,27 @@ fn render_options() -> RenderOptions {
 
 impl Generator for EngineGenerator<'_> {
     fn fingerprint(&self) -> String {
-        let Settings { digest, options, dials, kv_dtype, .. } = &self.settings;
+        let Settings { digest, options, dials, kv_dtype, adapters, .. } = &self.settings;
         let thoughts = match self.speech_format() {
             Ok(SpeechFormat::PLAIN) | Err(_) => "",
             Ok(_) => ", thoughts left out",
         };
-        let settings = format!(
+        let mut fingerprint = format!(
             "numerics {NUMERICS}, model {digest}, isa {}, activations {}, kv {}{thoughts}",
             options.isa,
             options.activations,
             kv_dtype.name()
         );
-        if dials.is_empty() { settings } else { format!("{settings}, {dials}") }
+        if !dials.is_empty() {
+            fingerprint += &format!(", {dials}");
+        }
+        // In the order in which they are added up, whoever named them in which.
+        let mut adapters: Vec<_> = adapters.iter().map(|own| (&own.digest, own.scale)).collect();
+        adapters.sort_by_key(|(digest, _)| *digest);
+        for (digest, scale) in adapters {
+            fingerprint += &format!(", adapter {digest} x {scale}");
+        }
+        fingerprint
     }
 
     fn context_size(&self) -> usize {

@@ -31,7 +31,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 
-pub use engine_generator::{EngineGenerator, Settings, Start};
+pub use engine_generator::{AdapterChoice, EngineGenerator, Settings, Start};
 pub use generator::{Abort, Completion, FinishReason, GenerateError, Generator, Prompt, PromptRequest, Sampling};
 pub use notes::{Note, Notes, NotesError};
 pub use recipe::{Job, JobFileError, Phase, Recipe};

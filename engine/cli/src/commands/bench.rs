@@ -8,8 +8,9 @@
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
+use engine_core::adapter::AdapterSet;
 use engine_core::kv_cache::{BlockId, KvCache, KvShape, blocks_for};
-use engine_core::model::{Batch, Model, Row, Workspace};
+use engine_core::model::{AdapterRoom, Batch, Model, Row, Workspace};
 use numa::{MemoryFacts, Pinning, Pool, ProcessMemory, Region};
 use serde::Serialize;
 
@@ -37,6 +38,8 @@ struct Figures {
     activations: String,
     load: String,
     kv_type: &'static str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    adapters: Vec<String>,
     tokens_per_second: f64,
     samples: Vec<f64>,
     bytes_per_token: f64,
@@ -87,6 +90,8 @@ struct Bencher<'m> {
     kv: KvCache,
     space: Workspace,
     tables: Vec<Vec<BlockId>>,
+    /// Of each sequence.
+    adapters: Vec<AdapterSet>,
     ubatch_size: usize,
     random: u64,
 }
@@ -124,6 +129,7 @@ pub(crate) fn run(arguments: &Bench) -> Result<(), Failure> {
         }
         rows.push(Measured::Load(row));
     }
+    let adapters = loaded.adapter_set()?;
     let Loaded { model, mut pool, .. } = loaded;
     let _pin = nodes::pin_caller(&pool)?;
     let shape = KvShape::new(model.config(), request.kv_dtype, width * blocks_for(ctx_size));
@@ -133,9 +139,17 @@ pub(crate) fn run(arguments: &Bench) -> Result<(), Failure> {
 
     let tables =
         (0..width).map(|_| kv.take(blocks_for(ctx_size)).expect("the cache was made for these tables")).collect();
-    let space = Workspace::new(&model, pool, request.ubatch_size.max(width), width);
-    let mut bencher =
-        Bencher { model: &model, kv, space, tables, ubatch_size: request.ubatch_size, random: 0x9E37_79B9_7F4A_7C15 };
+    let mut space = Workspace::new(&model, pool, request.ubatch_size.max(width), width);
+    space.make_room(AdapterRoom { adapters: request.adapters.count, rank: request.adapters.rank });
+    let mut bencher = Bencher {
+        model: &model,
+        kv,
+        space,
+        tables,
+        adapters: if adapters.is_empty() { Vec::new() } else { vec![adapters; width] },
+        ubatch_size: request.ubatch_size,
+        random: 0x9E37_79B9_7F4A_7C15,
+    };
     let spare = MemoryFacts::discover()?.usable_ram() / 2;
     let mut region = Region::anonymous(REGION_BYTES.min(spare as usize))?;
     region.prefault(Some(bencher.space.pool()))?;
@@ -280,6 +294,10 @@ impl Bencher<'_> {
             activations: options.activations.to_string(),
             load: options.load.to_string(),
             kv_type: self.kv.shape().dtype.name(),
+            adapters: self
+                .adapters
+                .first()
+                .map_or(Vec::new(), |set| set.iter().map(|(own, _)| own.name().into()).collect()),
             tokens_per_second,
             samples,
             bytes_per_token,
@@ -316,7 +334,8 @@ impl Bencher<'_> {
             }));
             let last = [rows.len() - 1];
             let is_last = chunk.last() == prompt.last();
-            let batch = Batch { rows: &rows, tables, logits: if is_last { &last } else { &[] } };
+            let batch =
+                Batch { rows: &rows, tables, logits: if is_last { &last } else { &[] }, adapters: &self.adapters };
             self.model.forward(&batch, &mut self.kv, &mut self.space, &mut ());
             bytes += self.space.bytes_read();
         }
@@ -329,7 +348,7 @@ impl Bencher<'_> {
                 sequence,
                 experts_per_token: None,
             }));
-            let batch = Batch { rows: &rows, tables, logits: &all };
+            let batch = Batch { rows: &rows, tables, logits: &all, adapters: &self.adapters };
             self.model.forward(&batch, &mut self.kv, &mut self.space, &mut ());
             bytes += self.space.bytes_read();
         }

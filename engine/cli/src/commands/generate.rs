@@ -27,12 +27,14 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
     let Prompt { tokens, shown_tokens, mut turn } = tokens(arguments, &prompt, &text)?;
     let (run, max_tokens) = room(arguments, tokens.len())?;
     let work = Work::Tokens { prompt: tokens.len(), generate: max_tokens };
-    let (mut engine, _pin) = Opened::new(&arguments.model, &run, 1, LogitRows::Last, work)?.engine(&text)?;
+    let opened = Opened::new(&arguments.model, &run, 1, LogitRows::Last, work)?;
+    let adapters = opened.adapters.iter().map(|adapter| (adapter.name.clone(), adapter.scale)).collect();
+    let (mut engine, _pin) = opened.engine(&text)?;
     let before = figures::read_bandwidth(&mut engine);
 
     let mut prefill = Some(Progress::new("prompt", Unit::Tokens, tokens.len() as u64));
     let stop = arguments.stop.clone();
-    let request = Request { tokens, max_tokens, sampling, stop, experts_per_token: None, shown_tokens };
+    let request = Request { stop, adapters, shown_tokens, ..Request::new(tokens, max_tokens, sampling) };
     engine.submit(request).map_err(|refused| Failure::Usage(refused.to_string()))?;
 
     let mut events = Vec::new();

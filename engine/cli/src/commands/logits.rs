@@ -52,10 +52,13 @@ pub(crate) fn run(arguments: &Logits) -> Result<(), Failure> {
     if arguments.router.as_ref() == Some(&arguments.output) {
         return Err(Failure::Usage("`--router` and `--output` name the same file".into()));
     }
-    let Loaded { model, pool, .. } = opened.load()?;
+    let loaded = opened.load()?;
+    let adapters = loaded.adapter_set()?;
+    let Loaded { model, pool, .. } = loaded;
     let config = model.config();
     let _pin = nodes::pin_caller(&pool)?;
     let mut evaluator = Evaluator::new(&model, pool, request.kv_dtype, tokens.len(), request.ubatch_size)?;
+    evaluator.choose_adapters(adapters);
     nodes::report_placement(model.placement(), evaluator.kv_placement());
 
     let named = |path: &std::path::Path, error: io::Error| {

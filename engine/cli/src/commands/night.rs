@@ -6,13 +6,13 @@ use std::rc::Rc;
 
 use engine_core::session::Engine;
 use engine_core::text::ChatTemplate;
-use engine_monk::{EngineGenerator, Job, Night, Settings, StepKind};
+use engine_monk::{AdapterChoice, EngineGenerator, Job, Night, Settings, StepKind};
 
 use crate::args::{self, NightCommand, NightRun};
 use crate::failure::Failure;
 use crate::figures;
 use crate::load_choice::Work;
-use crate::model::{self, LogitRows, ModelText, Opened};
+use crate::model::{self, LogitRows, ModelText, OpenAdapter, Opened};
 use crate::output::{print, printable};
 use crate::progress::{Progress, Unit};
 
@@ -55,6 +55,11 @@ fn prepare(path: &Path, arguments: &NightRun) -> Result<Ready, Failure> {
     Ok(Ready { night, text, template, opened })
 }
 
+fn choice(adapter: &OpenAdapter) -> AdapterChoice {
+    let OpenAdapter { name, scale, folder } = adapter;
+    AdapterChoice { name: name.clone(), scale: *scale, digest: folder.digest() }
+}
+
 fn work(job: Ready) -> Result<(), Failure> {
     let Ready { mut night, text, template, opened } = job;
     let settings = Settings {
@@ -65,6 +70,7 @@ fn work(job: Ready) -> Result<(), Failure> {
         dials: opened.dials.clone(),
         kv_dtype: opened.request.kv_dtype,
         ctx_size: opened.request.ctx_size,
+        adapters: opened.adapters.iter().map(choice).collect(),
     };
     // The bar belongs to the job's steps; the engine adds its speed to it.
     let bar: Rc<RefCell<Option<Progress>>> = Rc::default();

@@ -79,7 +79,8 @@ fn plan(arguments: &args::Plan) -> Result<Planned, Failure> {
 
 fn request(arguments: &args::Plan, config: &ModelConfig) -> Result<PlanRequest, Failure> {
     let (request, _) = model::plan_request(&arguments.run, config, arguments.width.get())?;
-    Ok(PlanRequest { nodes: arguments.nodes.map_or(request.nodes, NonZeroUsize::get), ..request })
+    let adapters = model::needs(&model::open_adapters(&arguments.run, config)?);
+    Ok(PlanRequest { nodes: arguments.nodes.map_or(request.nodes, NonZeroUsize::get), adapters, ..request })
 }
 
 /// Adds to a plan what a user wants to know beside bytes.
@@ -129,6 +130,11 @@ fn table(planned: &Planned) -> String {
         row("mapped", plan.mapped_bytes, "of the checkpoint, in the page cache"),
         row("keys and values", plan.kv_bytes, &tokens),
         row("scratch", plan.scratch_bytes, "buffers of a step"),
+        if plan.adapter_bytes == 0 {
+            String::new()
+        } else {
+            row("adapters", plan.adapter_bytes, "low-rank matrices in float32, and what they replace")
+        },
         row("loading", plan.load_bytes, "buffers, given back before keys, values and scratch are taken"),
         row("total", plan.total_bytes, ""),
     ]

@@ -161,7 +161,7 @@ fn check_panels(
 }
 
 /// A name, or words about one, as an error may show them: short, and without characters that act on a terminal.
-pub(super) fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let mut shown = String::new();
     for c in text.chars().take(NAME_BYTES_MAX) {
         match c {

@@ -14,10 +14,12 @@ use numa::TileMut;
 use simd::attention::{self, AttendScratch, KV_BLOCK, KV_RUN};
 use simd::elementwise;
 
-use super::forward::{Batch, Row};
-use super::linear::Into;
+use super::forward::{Batch, NormOf, Row};
+use super::linear::{Into, Product};
+use super::low_rank::Input;
 use super::weights::{Layer, Model};
 use super::workspace::{Buffers, Crew, QUERY_TILE, RUN_BLOCKS, Worker, Workspace};
+use crate::adapter::{Module, Norm};
 use crate::kv_cache::{BlockId, KvCache};
 
 impl Model {
@@ -33,14 +35,20 @@ impl Model {
         let config = self.config();
         let rows = batch.rows.len();
         let Workspace { crew, buffers, .. } = space;
-        self.prepare_normed(&layer.input_norm, &layer.query, rows, buffers, crew);
+        let norm = NormOf { batch, layer: index, norm: Norm::Input, weight: &layer.input_norm };
+        self.prepare_normed(norm, &layer.query, rows, buffers, crew);
+        let modules = [Module::Query, Module::Key, Module::Value];
+        if buffers.low_rank.adapts(batch, index, &modules) {
+            self.prepare_normed_exact(norm, rows, buffers, crew);
+        }
 
         let width = config.query_size() + 2 * config.key_value_size();
-        let Buffers { prepared, identity, qkv, .. } = buffers;
-        let linears = [&layer.query, &layer.key, &layer.value];
-        self.project(linears, prepared, identity, Into::Store, &mut qkv[..rows * width], crew);
+        let Buffers { prepared, identity, qkv, low_rank, .. } = buffers;
+        let deltas = low_rank.deltas(self, batch, index, modules, Input::Rows, crew);
+        let product = Product { linears: [&layer.query, &layer.key, &layer.value], deltas };
+        self.project(product, prepared, identity, Into::Store, &mut qkv[..rows * width], crew);
 
-        self.rotate(layer, rows, buffers, crew);
+        self.rotate(index, layer, batch, buffers, crew);
         let key_at = config.query_size();
         let value_at = key_at + config.key_value_size();
         for (row, values) in batch.rows.iter().zip(buffers.qkv.chunks_exact(width)) {
@@ -48,15 +56,21 @@ impl Model {
         }
         self.attend(index, layer, batch, kv, buffers, crew);
 
-        let Buffers { attended, prepared, identity, residual, .. } = buffers;
-        self.prepare(&layer.output, &attended[..rows * config.query_size()], prepared, crew);
+        let Buffers { attended, prepared, identity, residual, low_rank, .. } = buffers;
+        let attended = &attended[..rows * config.query_size()];
+        self.prepare(&layer.output, attended, prepared, crew);
+        if low_rank.adapts(batch, index, &[Module::Output]) {
+            self.prepare_exact(&layer.output, attended, &mut low_rank.input, crew);
+        }
+        let deltas = low_rank.deltas(self, batch, index, [Module::Output], Input::Rows, crew);
         let residual = &mut residual[..rows * config.hidden_size];
-        self.project([&layer.output], prepared, identity, Into::Add, residual, crew);
+        let product = Product { linears: [&layer.output], deltas };
+        self.project(product, prepared, identity, Into::Add, residual, crew);
     }
 
     /// Queries and keys: QK-norm, then rotary embedding, in place.
-    fn rotate(&self, layer: &Layer, rows: usize, buffers: &mut Buffers, crew: &mut Crew) {
-        let config = self.config();
+    fn rotate(&self, index: usize, layer: &Layer, batch: &Batch, buffers: &mut Buffers, crew: &mut Crew) {
+        let (config, rows) = (self.config(), batch.rows.len());
         let width = config.query_size() + 2 * config.key_value_size();
         let pairs = self.rope.pairs();
         let Buffers { qkv, cos, sin, .. } = buffers;
@@ -65,7 +79,9 @@ impl Model {
             let (queries, rest) = values.split_at_mut(config.query_size());
             let keys = &mut rest[..config.key_value_size()];
             if let Some(norms) = &layer.head_norms {
-                for (heads, weight) in [(&mut *queries, &norms.query), (&mut *keys, &norms.key)] {
+                let both = [(&mut *queries, Norm::Query, &norms.query), (&mut *keys, Norm::Key, &norms.key)];
+                for (heads, norm, weight) in both {
+                    let weight = NormOf { batch, layer: index, norm, weight }.of_row(row);
                     for head in heads.chunks_exact_mut(config.head_dim) {
                         let copy = &mut worker.query[..config.head_dim];
                         copy.copy_from_slice(head);

@@ -6,11 +6,13 @@
 use std::ops::Range;
 
 use numa::TileMut;
+use simd::Dtype;
 use simd::matmul::{PANEL, PanelScratch, Rows};
 
 use super::load::ModelOptions;
+use super::low_rank::Deltas;
 use super::weights::{Linear, Model};
-use super::workspace::Crew;
+use super::workspace::{Crew, Worker};
 
 /// What becomes of a product.
 #[derive(Clone, Copy)]
@@ -21,13 +23,28 @@ pub(super) enum Into {
     Add,
 }
 
+/// Matrices of one input, side by side, and what adapters add to their products.
+pub(super) struct Product<'a, const N: usize> {
+    pub(super) linears: [&'a Linear; N],
+    pub(super) deltas: Option<Deltas<'a, N>>,
+}
+
 impl Model {
     /// Lays `x` `[rows, cols]` out as the kernels for `linear` read it.
     pub(super) fn prepare(&self, linear: &Linear, x: &[f32], prepared: &mut Rows, crew: &mut Crew) {
+        self.prepare_for(linear.dtype, linear.cols, x, prepared, crew);
+    }
+
+    /// The same for what adapters add.
+    pub(super) fn prepare_exact(&self, linear: &Linear, x: &[f32], prepared: &mut Rows, crew: &mut Crew) {
+        self.prepare_for(Dtype::F32, linear.cols, x, prepared, crew);
+    }
+
+    fn prepare_for(&self, dtype: Dtype, cols: usize, x: &[f32], prepared: &mut Rows, crew: &mut Crew) {
         let ModelOptions { isa, activations, .. } = self.options;
-        let (form, words) = prepared.start(isa, linear.dtype, activations, x.len() / linear.cols, linear.cols);
+        let (form, words) = prepared.start(isa, dtype, activations, x.len() / cols, cols);
         crew.pool.chunks(&mut crew.workers, words, form.words(), |_, row, words| {
-            form.prepare(&x[row * linear.cols..][..linear.cols], words);
+            form.prepare(&x[row * cols..][..cols], words);
         });
     }
 
@@ -36,7 +53,7 @@ impl Model {
     /// All of them have one data type, and so take the form of activations that was prepared.
     pub(super) fn project<const N: usize>(
         &self,
-        linears: [&Linear; N],
+        Product { linears, deltas }: Product<N>,
         prepared: &Rows,
         identity: &[u32],
         into: Into,
@@ -50,8 +67,12 @@ impl Model {
         let all_rows = 0..rows;
         crew.bytes_read += linears.iter().map(|linear| linear.bytes()).sum::<usize>();
         crew.tiles(out, width, std::slice::from_ref(&all_rows), |worker, mut tile: TileMut<'_, f32>| {
-            let (linear, cols) = at_column(&linears, tile.cols());
-            let sums = self.multiply(linear, &cols, prepared, select, &mut worker.panel, &mut worker.sums);
+            let (nth, cols) = at_column(&linears, tile.cols());
+            let Worker { panel, sums, low_rank, .. } = worker;
+            let sums = self.multiply(linears[nth], &cols, prepared, select, panel, sums);
+            if let Some(deltas) = &deltas {
+                deltas.add(self.options.isa, nth, 0, &cols, rows, low_rank, panel, sums);
+            }
             for row in 0..rows {
                 for (panel, out) in tile.row_mut(row).chunks_mut(PANEL).enumerate() {
                     for (out, product) in out.iter_mut().zip(&sums[panel * rows + row]) {
@@ -75,7 +96,7 @@ impl Model {
         select: &[u32],
         scratch: &mut PanelScratch,
         sums: &'s mut [[f32; PANEL]],
-    ) -> &'s [[f32; PANEL]] {
+    ) -> &'s mut [[f32; PANEL]] {
         let (matrix, first_row) = self.matrix(linear, cols.start);
         let panels = (cols.start - first_row) / PANEL..(cols.end - first_row).div_ceil(PANEL);
         let sums = &mut sums[..panels.len() * select.len()];
@@ -93,11 +114,11 @@ impl Model {
     }
 }
 
-/// The matrix that holds column `cols` of matrices laid side by side, and the columns within it.
-fn at_column<'a>(linears: &[&'a Linear], mut cols: Range<usize>) -> (&'a Linear, Range<usize>) {
-    for linear in linears {
+/// Index of the matrix that holds column `cols` of matrices laid side by side, and the columns within it.
+fn at_column(linears: &[&Linear], mut cols: Range<usize>) -> (usize, Range<usize>) {
+    for (nth, linear) in linears.iter().enumerate() {
         if cols.start < linear.rows {
-            return (linear, cols);
+            return (nth, cols);
         }
         cols = cols.start - linear.rows..cols.end - linear.rows;
     }

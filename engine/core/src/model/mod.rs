@@ -5,6 +5,7 @@ mod feed_forward;
 mod forward;
 mod linear;
 mod load;
+mod low_rank;
 mod place;
 mod reader;
 mod rope_table;
@@ -16,6 +17,7 @@ mod workspace;
 
 pub use forward::{Batch, Observer, Row};
 pub use load::{Load, LoadError, LoadProgress, ModelOptions, read_only};
+pub use low_rank::AdapterRoom;
 pub(crate) use strips::{buffer_bytes as load_buffer_bytes, largest_strip};
 pub use weights::Model;
 pub use workspace::{Workspace, WorkspaceShape};

@@ -10,6 +10,7 @@ use simd::matmul::{PANEL, PanelScratch, Rows};
 
 use super::attention::spread_units;
 use super::load::Load;
+use super::low_rank::{AdapterRoom, LowRank, LowRankScratch};
 use super::routing::{Assignments, Choice};
 use super::weights::{Linear, Model};
 use crate::config::{ExpertStorage, Mlp, ModelConfig};
@@ -33,7 +34,7 @@ pub(super) const RUN_BLOCKS: usize = KV_RUN / KV_BLOCK;
 pub struct Workspace {
     pub(super) crew: Crew,
     pub(super) buffers: Buffers,
-    max_rows: usize,
+    shape: WorkspaceShape,
 }
 
 /// Who computes: the pool, each worker's own scratch, and where output columns are cut into tasks of which nodes.
@@ -60,6 +61,7 @@ pub(super) struct Worker {
     pub(super) row: Vec<f32>,           // [hidden_size]
     pub(super) probabilities: Vec<f32>, // [num_experts]
     pub(super) chosen: Vec<u32>,        // [most_experts_per_tok]
+    pub(super) low_rank: LowRankScratch,
 }
 
 /// Activations of a step of `rows` rows.
@@ -83,14 +85,15 @@ pub(super) struct Buffers {
     pub(super) assignments: Assignments,
     pub(super) expert_out: Vec<f32>, // [assignments, hidden_size]
     pub(super) logits: Vec<f32>,     // [wanted rows, vocab_size]
+    pub(super) low_rank: LowRank,
 }
 
 /// Sizes of all buffers, from which the planner knows their bytes before they are allocated.
 #[derive(Clone, Copy, Debug)]
 pub struct WorkspaceShape {
-    max_rows: usize,
+    pub(super) max_rows: usize,
     max_logits: usize,
-    threads: usize,
+    pub(super) threads: usize,
     hidden_size: usize,
     vocab_size: usize,
     head_dim: usize,
@@ -102,10 +105,10 @@ pub struct WorkspaceShape {
     /// Floats of the attention of one group of heads over one run.
     part_size: usize,
     /// Columns of the widest matrix.
-    widest: usize,
+    pub(super) widest: usize,
     /// Floats between gate/up and down, of one row.
     activated: usize,
-    num_experts: usize,
+    pub(super) num_experts: usize,
     /// Experts that a row goes through; 0 in a model without experts.
     choices: usize,
     /// Largest type of the matrices that are laid into panels or expanded on the way, if any are.
@@ -162,7 +165,8 @@ impl WorkspaceShape {
         shape
     }
 
-    fn assignments(&self) -> usize {
+    /// Rows of a product, at most: those of a step, each for each of its experts.
+    pub(super) fn assignments(&self) -> usize {
         self.max_rows * self.choices.max(1)
     }
 
@@ -173,14 +177,15 @@ impl WorkspaceShape {
     }
 
     /// Cuts of the widest product into tasks, if each panel is one, or of as many runs as are spread at a time.
-    fn cuts(&self) -> usize {
+    pub(super) fn cuts(&self) -> usize {
         /// Products of one input that lie side by side, at most.
         const SIDE_BY_SIDE: usize = 3;
         let products = self.vocab_size.max(self.qkv_size).max(self.widest).div_ceil(PANEL) + 2 * SIDE_BY_SIDE;
         products.max(self.spread().1 + 1)
     }
 
-    fn sums(&self) -> usize {
+    /// Sums that a worker holds at a time.
+    pub(super) fn sums(&self) -> usize {
         SUMS.max(self.max_rows)
     }
 
@@ -200,6 +205,7 @@ impl WorkspaceShape {
             row: floats(self.hidden_size),
             probabilities: floats(self.num_experts),
             chosen: vec![0; self.choices],
+            low_rank: LowRankScratch::new(AdapterRoom::default(), self),
         };
         let (rows, choices) = (self.max_rows, self.max_rows * self.choices);
         let buffers = Buffers {
@@ -221,6 +227,7 @@ impl WorkspaceShape {
             assignments: Assignments::with_capacity(choices, self.num_experts),
             expert_out: floats(choices * self.hidden_size),
             logits: floats(self.max_logits * self.vocab_size),
+            low_rank: LowRank::new(AdapterRoom::default(), self),
         };
         ((0..self.threads).map(|_| worker()).collect(), buffers)
     }
@@ -266,7 +273,29 @@ impl Workspace {
         let shape = WorkspaceShape::new(model.config(), load, packed, max_rows, max_logits, pool.threads());
         let (workers, buffers) = shape.allocate();
         let (cuts, homes) = (Vec::with_capacity(shape.cuts()), Vec::with_capacity(shape.cuts()));
-        Self { crew: Crew { pool, workers, cuts, homes, bytes_read: 0 }, buffers, max_rows }
+        Self { crew: Crew { pool, workers, cuts, homes, bytes_read: 0 }, buffers, shape }
+    }
+
+    /// Makes room for steps with adapters; steps themselves take none. What there is already stays.
+    pub fn make_room(&mut self, room: AdapterRoom) {
+        let Self { crew, buffers, shape } = self;
+        let room = buffers.low_rank.room().and(room);
+        if room == buffers.low_rank.room() {
+            return;
+        }
+        buffers.low_rank = LowRank::new(room, shape);
+        for worker in &mut crew.workers {
+            worker.low_rank = LowRankScratch::new(room, shape);
+        }
+        crew.cuts.clear();
+        crew.cuts.reserve_exact(room.cuts());
+        crew.homes.clear();
+        crew.homes.reserve_exact(room.cuts());
+    }
+
+    /// The room for adapters that there is.
+    pub fn adapter_room(&self) -> AdapterRoom {
+        self.buffers.low_rank.room()
     }
 
     /// Bytes of the buffers as they lie in memory, each asked for its own length; the kernels' scratch knows its bytes.
@@ -277,11 +306,24 @@ impl Workspace {
         }
         let panel = PanelScratch::bytes_for(shape.packs, shape.widest).unwrap();
         let worker = |worker: &Worker| {
-            let Worker { panel: _, sums, up_sums, attend: _, query, part, state, visible, row, probabilities, chosen } =
-                worker;
+            let Worker {
+                panel: _,
+                sums,
+                up_sums,
+                attend: _,
+                query,
+                part,
+                state,
+                visible,
+                row,
+                probabilities,
+                chosen,
+                low_rank,
+            } = worker;
             let scratch = panel + AttendScratch::bytes_for(shape.kernel_rows);
             let floats = [query, part, state, row, probabilities].map(of).into_iter().sum::<usize>();
-            scratch + of(sums) + of(up_sums) + floats + of(visible) + of(chosen)
+            let low_rank = low_rank.allocated_bytes(self.adapter_room(), shape);
+            scratch + of(sums) + of(up_sums) + floats + of(visible) + of(chosen) + low_rank
         };
         let Buffers {
             residual,
@@ -302,6 +344,7 @@ impl Workspace {
             assignments,
             expert_out,
             logits,
+            low_rank,
         } = &self.buffers;
         let floats = [residual, cos, sin, qkv, attended, parts, states, activated, router_logits];
         let floats = floats.into_iter().chain([expert_out, logits]).map(of).sum::<usize>();
@@ -309,12 +352,13 @@ impl Workspace {
         let ranges = of(tiles) + of(asked_experts);
         let prepared = Rows::bytes_for(shape.assignments(), shape.widest);
         let cuts = of(&self.crew.cuts) + of(&self.crew.homes);
-        self.crew.workers.iter().map(worker).sum::<usize>() + cuts + floats + whole + ranges + prepared
+        let low_rank = low_rank.allocated_bytes(shape);
+        self.crew.workers.iter().map(worker).sum::<usize>() + cuts + floats + whole + ranges + prepared + low_rank
     }
 
     /// Most rows that a step may have.
     pub fn max_rows(&self) -> usize {
-        self.max_rows
+        self.shape.max_rows
     }
 
     /// The logits of the rows that the last step wanted: `[wanted rows, vocab_size]`.

@@ -17,7 +17,17 @@ fn config(json: &Value) -> ModelConfig {
 }
 
 fn request(ctx_size: usize, load: Load) -> PlanRequest {
-    PlanRequest { ctx_size, width: 1, ubatch_size: 256, logits: 1, threads: 2, kv_dtype: Dtype::Bf16, load, nodes: 1 }
+    PlanRequest {
+        ctx_size,
+        width: 1,
+        ubatch_size: 256,
+        logits: 1,
+        threads: 2,
+        kv_dtype: Dtype::Bf16,
+        load,
+        nodes: 1,
+        adapters: AdapterNeeds::default(),
+    }
 }
 
 fn qwen3_moe(hidden: u32, layers: u32, heads: u32, experts: u32, moe_size: u32) -> Value {
@@ -176,10 +186,15 @@ fn a_workspace_allocates_the_bytes_of_its_plan() {
             let model = Model::load(&golden(family), options, &mut |_| {}).unwrap();
             for (rows, logits, threads) in [(1, 1, 1), (7, 3, 2), (300, 300, 3), (2500, 1, 1)] {
                 let pool = Pool::new(NonZeroUsize::new(threads).unwrap(), Pinning::Free).unwrap();
-                let space = Workspace::new(&model, pool, rows, logits);
+                let mut space = Workspace::new(&model, pool, rows, logits);
                 let shape = WorkspaceShape::new(model.config(), load, false, rows, logits, threads);
                 let (got, want) = (space.allocated_bytes(&shape), shape.bytes());
                 assert_eq!(got, want, "{family}, {load}, {rows} rows, {logits} with logits");
+
+                let room = AdapterRoom { adapters: 3, rank: 24 };
+                space.make_room(room);
+                let (got, want) = (space.allocated_bytes(&shape), want + room.bytes(&shape));
+                assert_eq!(got, want, "{family}, {load}, {rows} rows, {logits} with logits, and adapters");
             }
         }
     }
@@ -231,6 +246,7 @@ fn the_largest_run_that_can_be_asked_for_is_counted_and_refused() {
         kv_dtype,
         load,
         nodes: 1,
+        adapters: AdapterNeeds::default(),
     };
     let refusal = Plan::fit(&config(&json), |_| Dtype::F32, &most, 1 << 50).unwrap_err();
     assert_eq!(refusal.plan.total_bytes, u64::MAX);

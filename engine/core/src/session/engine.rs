@@ -1,8 +1,11 @@
 //! The engine: a model, its cache and workspace, and the sequences that share them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::mem;
 use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use numa::{Pinning, Pool};
@@ -11,10 +14,11 @@ use simd::Dtype;
 use super::event::{Event, FinishReason, Refused, Request, SequenceId};
 use super::sequence::{After, Sequence};
 use super::timing::Totals;
+use crate::adapter::{Adapter, AdapterError, AdapterFolder, AdapterSet};
 use crate::checkpoint::CheckpointError;
 use crate::homes::NodePages;
 use crate::kv_cache::{BlockId, KvCache, KvShape, blocks_for};
-use crate::model::{Batch, Model, Row, Workspace};
+use crate::model::{AdapterRoom, Batch, Model, Row, Workspace};
 use crate::sampler::Sampler;
 use crate::text::{Detokenizer, StopStrings, Tokenizer};
 
@@ -66,6 +70,10 @@ pub struct Engine<'t> {
     running: Vec<Sequence<'t>>,
     /// Block tables of the running sequences, in their order.
     tables: Vec<Vec<BlockId>>,
+    /// Adapters of the running sequences, in their order.
+    chosen: Vec<AdapterSet>,
+    /// Loaded adapters, by name.
+    adapters: BTreeMap<String, Arc<Adapter>>,
     next_id: u64,
     rows: Vec<Row>,
     wanted: Vec<usize>,
@@ -118,6 +126,8 @@ impl<'t> Engine<'t> {
             waiting: VecDeque::new(),
             running: Vec::with_capacity(options.width),
             tables: Vec::with_capacity(options.width),
+            chosen: Vec::with_capacity(options.width),
+            adapters: BTreeMap::new(),
             next_id: 0,
             rows: Vec::with_capacity(options.ubatch_size + options.width),
             wanted: Vec::with_capacity(options.width),
@@ -165,6 +175,7 @@ impl<'t> Engine<'t> {
     pub fn cancel_all(&mut self) {
         self.waiting.clear();
         self.running.clear();
+        self.chosen.clear();
         for table in self.tables.drain(..) {
             self.kv.give_back(table);
         }
@@ -181,6 +192,58 @@ impl<'t> Engine<'t> {
     /// The workers and the weights, for measuring between steps.
     pub fn pool_and_weights(&mut self) -> (&mut Pool, &[u8]) {
         (self.space.pool(), self.model.weight_bytes())
+    }
+
+    /// Loads the adapter in the folder `path`, from now on known as `name`, and makes room for it in every later step. May
+    /// be called between any two steps; what runs goes on as it was.
+    ///
+    /// # Errors
+    /// [`AdapterError`] if the name is taken, or with what is wrong with the folder.
+    pub fn load_adapter(&mut self, name: &str, path: &Path) -> Result<&Adapter, AdapterError> {
+        self.load_adapter_folder(name, &AdapterFolder::open(path, self.model.config())?)
+    }
+
+    /// As [`Engine::load_adapter`], of a folder that was opened for this model already.
+    ///
+    /// # Errors
+    /// As [`Engine::load_adapter`].
+    pub fn load_adapter_folder(&mut self, name: &str, folder: &AdapterFolder) -> Result<&Adapter, AdapterError> {
+        if self.adapters.contains_key(name) {
+            return Err(AdapterError::NameTaken { name: name.into() });
+        }
+        let adapter = Arc::new(Adapter::load(name, folder, self.model.options().isa)?);
+        self.space.make_room(AdapterRoom { adapters: self.adapters.len() + 1, rank: adapter.rank() });
+        Ok(self.adapters.entry(name.into()).or_insert(adapter))
+    }
+
+    /// Gives the memory of an adapter back; the room for it in steps stays, for the next one.
+    ///
+    /// # Errors
+    /// [`AdapterError::Unknown`], or [`AdapterError::InUse`] while a sequence that chose it waits or runs: what such a
+    /// sequence is does not change on its way.
+    pub fn unload_adapter(&mut self, name: &str) -> Result<(), AdapterError> {
+        let Some(adapter) = self.adapters.get(name) else {
+            return Err(AdapterError::Unknown { name: name.into(), loaded: self.adapter_names() });
+        };
+        let waiting = self.waiting.iter().map(|sequence| &sequence.adapters);
+        match waiting.chain(&self.chosen).filter(|set| set.iter().any(|(own, _)| std::ptr::eq(own, &**adapter))).count()
+        {
+            0 => self.adapters.remove(name),
+            sequences => return Err(AdapterError::InUse { name: name.into(), sequences }),
+        };
+        Ok(())
+    }
+
+    /// The loaded adapters, by name.
+    pub fn adapters(&self) -> impl Iterator<Item = &Adapter> {
+        self.adapters.values().map(|adapter| &**adapter)
+    }
+
+    fn adapter_names(&self) -> String {
+        match self.adapters.is_empty() {
+            true => "none".into(),
+            false => self.adapters.keys().cloned().collect::<Vec<_>>().join(", "),
+        }
     }
 
     /// Takes a request; its sequence runs as soon as there is room.
@@ -210,8 +273,13 @@ impl<'t> Engine<'t> {
         let sampler = Sampler::new(request.sampling, self.tokenizer.vocab_size().min(vocab_size))?;
         let stop = StopStrings::new(request.stop.clone())?;
         let detokenizer = Detokenizer::showing(self.tokenizer, request.shown_tokens.clone());
+        let chosen = request.adapters.iter().map(|(name, scale)| match self.adapters.get(name) {
+            Some(adapter) => Ok((Arc::clone(adapter), *scale)),
+            None => Err(Refused::NoAdapter { name: name.clone(), loaded: self.adapter_names() }),
+        });
+        let adapters = AdapterSet::new(chosen.collect::<Result<_, _>>()?)?;
         self.next_id += 1;
-        self.waiting.push_back(Sequence::new(id, request, sampler, detokenizer, stop));
+        self.waiting.push_back(Sequence::new(id, request, adapters, sampler, detokenizer, stop));
         Ok(id)
     }
 
@@ -226,7 +294,7 @@ impl<'t> Engine<'t> {
             return Ok(());
         }
         self.choose_rows();
-        let batch = Batch { rows: &self.rows, tables: &self.tables, logits: &self.wanted };
+        let batch = Batch { rows: &self.rows, tables: &self.tables, logits: &self.wanted, adapters: &self.chosen };
         let start = Instant::now();
         self.model.forward(&batch, &mut self.kv, &mut self.space, &mut ());
         let time = start.elapsed();
@@ -253,11 +321,12 @@ impl<'t> Engine<'t> {
         while self.running.len() < self.options.width {
             let Some(next) = self.waiting.front() else { break };
             let Some(blocks) = self.kv.take(blocks_for(next.positions_max())) else { break };
-            let Some(sequence) = self.waiting.pop_front() else { break };
+            let Some(mut sequence) = self.waiting.pop_front() else { break };
             if sequence.wants_nothing() {
                 self.kv.give_back(blocks);
                 events.push(sequence.finished(FinishReason::Length));
             } else {
+                self.chosen.push(mem::take(&mut sequence.adapters));
                 self.running.push(sequence);
                 self.tables.push(blocks);
             }
@@ -313,10 +382,12 @@ impl<'t> Engine<'t> {
                 Ok((token, text, After::Ended(reason))) => {
                     events.push(Event::Token { id, token, text });
                     events.push(self.running.remove(index).finished(reason));
+                    self.chosen.remove(index);
                     self.kv.give_back(self.tables.remove(index));
                 }
                 Err(error) => {
                     self.running.remove(index);
+                    self.chosen.remove(index);
                     self.kv.give_back(self.tables.remove(index));
                     events.push(Event::Failed { id, error });
                 }

@@ -5,10 +5,11 @@ use std::io;
 use numa::Pool;
 use simd::Dtype;
 
+use crate::adapter::AdapterSet;
 use crate::checkpoint::CheckpointError;
 use crate::homes::NodePages;
 use crate::kv_cache::{BlockId, KvCache, KvShape, blocks_for};
-use crate::model::{Batch, Model, Observer, Row, Workspace};
+use crate::model::{AdapterRoom, Batch, Model, Observer, Row, Workspace};
 
 /// One sequence of tokens that are known, fed chunk by chunk.
 pub struct Evaluator<'m> {
@@ -16,6 +17,7 @@ pub struct Evaluator<'m> {
     kv: KvCache,
     /// Block table of the one sequence.
     tables: [Vec<BlockId>; 1],
+    adapters: [AdapterSet; 1],
     space: Workspace,
     ctx_size: usize,
     chunk: usize,
@@ -36,7 +38,14 @@ impl<'m> Evaluator<'m> {
         let mut kv = KvCache::on_nodes(shape, model.homes(), &mut pool)?;
         let tables = [kv.take(shape.blocks).expect("a new cache has all of its blocks")];
         let space = Workspace::new(model, pool, chunk, chunk);
-        Ok(Self { model, kv, tables, space, ctx_size, chunk, position: 0 })
+        Ok(Self { model, kv, tables, adapters: [AdapterSet::default()], space, ctx_size, chunk, position: 0 })
+    }
+
+    /// Feeds tokens through `adapters` from now on. They are of the model that this one evaluates.
+    pub fn choose_adapters(&mut self, adapters: AdapterSet) {
+        let rank = adapters.iter().map(|(adapter, _)| adapter.rank()).max().unwrap_or(0);
+        self.space.make_room(AdapterRoom { adapters: adapters.iter().count(), rank });
+        self.adapters = [adapters];
     }
 
     /// Where the pages of keys and values are, of those that are bound to nodes.
@@ -72,7 +81,8 @@ impl<'m> Evaluator<'m> {
                 experts_per_token: None,
             };
             let rows: Vec<Row> = chunk.iter().enumerate().map(row).collect();
-            let batch = Batch { rows: &rows, tables: &self.tables, logits: &wanted[..rows.len()] };
+            let batch =
+                Batch { rows: &rows, tables: &self.tables, logits: &wanted[..rows.len()], adapters: &self.adapters };
             self.model.forward(&batch, &mut self.kv, &mut self.space, observer);
             self.model.check_intact()?;
             for (index, logits) in self.space.logits().chunks_exact(vocab_size).take(rows.len()).enumerate() {

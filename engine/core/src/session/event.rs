@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 
 use super::timing::Timings;
+use crate::adapter::AdapterSetError;
 use crate::sampler::{SampleError, SamplingError, SamplingParams};
 use crate::text::TextError;
 
@@ -22,6 +23,23 @@ pub struct Request {
     /// Control tokens that leave their text, where all others leave none: marks of thoughts and calls, as
     /// [`SpeechFormat::shown_tokens`](crate::text::SpeechFormat::shown_tokens) has them.
     pub shown_tokens: Vec<u32>,
+    /// Names of loaded adapters, each with a factor of what it adds; their order means nothing.
+    pub adapters: Vec<(String, f32)>,
+}
+
+impl Request {
+    /// Of the model as it is, to the end of its turn or `max_tokens`.
+    pub fn new(tokens: Vec<u32>, max_tokens: usize, sampling: SamplingParams) -> Self {
+        Self {
+            tokens,
+            max_tokens,
+            sampling,
+            stop: Vec::new(),
+            experts_per_token: None,
+            shown_tokens: Vec::new(),
+            adapters: Vec::new(),
+        }
+    }
 }
 
 /// A sequence of this engine.
@@ -73,6 +91,17 @@ pub enum Refused {
     /// A stop string cannot be used.
     #[error(transparent)]
     Stop(#[from] TextError),
+    /// There is no adapter of this name.
+    #[error("there is no adapter `{name}`; loaded are: {loaded}")]
+    NoAdapter {
+        /// The name.
+        name: String,
+        /// The names that there are.
+        loaded: String,
+    },
+    /// The adapters do not go together.
+    #[error(transparent)]
+    Adapters(#[from] AdapterSetError),
 }
 
 /// Why a sequence ended without a usable result.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::event::{Completion, Event, FinishReason, Request, SequenceError, SequenceId};
 use super::timing::Timings;
+use crate::adapter::AdapterSet;
 use crate::sampler::Sampler;
 use crate::text::{Detokenizer, StopOutcome, StopStrings};
 
@@ -12,6 +13,7 @@ pub(super) struct Sequence<'t> {
     pub(super) id: SequenceId,
     pub(super) tokens: Vec<u32>, // prompt, then generated
     pub(super) computed: usize,  // positions whose keys and values are in the cache
+    pub(super) adapters: AdapterSet,
     prompt_tokens: usize,
     max_tokens: usize,
     pub(super) experts_per_token: Option<NonZeroUsize>,
@@ -32,6 +34,7 @@ impl<'t> Sequence<'t> {
     pub(super) fn new(
         id: SequenceId,
         request: Request,
+        adapters: AdapterSet,
         sampler: Sampler,
         detokenizer: Detokenizer<'t>,
         stop: StopStrings,
@@ -44,6 +47,7 @@ impl<'t> Sequence<'t> {
             id,
             tokens,
             computed: 0,
+            adapters,
             prompt_tokens,
             max_tokens,
             experts_per_token,

@@ -161,7 +161,7 @@ fn a_row_has_the_bits_of_its_own_adapters_whatever_the_rows_beside_it_have() {
                 let mut rows = Vec::new();
                 for (sequence, done) in done.iter_mut().enumerate() {
                     let take = (tokens.len() - *done).min([7, 1, 11, 3, 20][sequence]);
-                    let row = |position| Row { token: tokens[position], position, sequence };
+                    let row = |position| Row { token: tokens[position], position, sequence, experts_per_token: None };
                     rows.extend((*done..*done + take).map(row));
                     *done += take;
                 }

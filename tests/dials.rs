@@ -214,9 +214,7 @@ fn a_request_has_its_own_number_of_experts_whatever_runs_beside_it() {
         let mut engine = Engine::new(turned(folder.path(), dials), &tokenizer, Vec::new(), options).unwrap();
         let submit = |engine: &mut Engine, asked: &Option<usize>| {
             let experts_per_token = asked.and_then(NonZeroUsize::new);
-            let request =
-                Request { tokens: prompt.clone(), max_tokens: 12, sampling, stop: Vec::new(), experts_per_token };
-            engine.submit(request)
+            engine.submit(Request { experts_per_token, ..Request::new(prompt.clone(), 12, sampling) })
         };
         let ids: Vec<_> = asked.iter().map(|asked| submit(&mut engine, asked).unwrap()).collect();
         let (mut events, mut said) = (Vec::new(), vec![Vec::new(); asked.len()]);

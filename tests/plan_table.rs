@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use engine_core::adapter::AdapterNeeds;
 use engine_core::config::{ModelConfig, TensorKind};
 use engine_core::model::Load;
 use engine_core::plan::{Limits, Plan, PlanRequest};
@@ -29,7 +30,17 @@ fn dense(architecture: &str, sizes: [u32; 5], vocab_size: u32) -> ModelConfig {
 }
 
 fn request(ctx_size: usize, load: Load) -> PlanRequest {
-    PlanRequest { ctx_size, width: 1, ubatch_size: 256, logits: 1, threads: 2, kv_dtype: Dtype::F16, load, nodes: 1 }
+    PlanRequest {
+        ctx_size,
+        width: 1,
+        ubatch_size: 256,
+        logits: 1,
+        threads: 2,
+        kv_dtype: Dtype::F16,
+        load,
+        nodes: 1,
+        adapters: AdapterNeeds::default(),
+    }
 }
 
 struct Counted {

@@ -30,13 +30,9 @@ impl Speaker {
 
 /// Drawn from the whole distribution: a token says more of the logits' bits than the greatest one does.
 fn request(adapters: &[(&str, f32)]) -> Request {
-    Request {
-        tokens: (0..40).map(|at| at * 37 % 256).collect(),
-        max_tokens: 24,
-        sampling: SamplingParams { seed: 7, ..SamplingParams::default() },
-        stop: Vec::new(),
-        adapters: adapters.iter().map(|(name, scale)| ((*name).into(), *scale)).collect(),
-    }
+    let adapters = adapters.iter().map(|(name, scale)| ((*name).into(), *scale)).collect();
+    let sampling = SamplingParams { seed: 7, ..SamplingParams::default() };
+    Request { adapters, ..Request::new((0..40).map(|at| at * 37 % 256).collect(), 24, sampling) }
 }
 
 /// Runs to the end; the tokens of each sequence that was submitted.

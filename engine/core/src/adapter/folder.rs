@@ -370,8 +370,7 @@ impl Check<'_> {
                     return Err(self.not_targeted(&a));
                 }
                 // Gate and up alternate in memory where they do in the file.
-                let in_turn =
-                    matches!(sparse.storage, ExpertStorage::StackedMxfp4 | ExpertStorage::StackedTransposed);
+                let in_turn = matches!(sparse.storage, ExpertStorage::StackedMxfp4 | ExpertStorage::StackedTransposed);
                 (Parts::Experts { layer, experts, modules, in_turn }, a_rows / experts, b_cols / experts, key)
             }
         };

@@ -12,9 +12,9 @@ pub(super) fn check(config: &ModelConfig) -> Result<(), String> {
     let first = windows.first().copied().flatten();
     let alternating = windows.iter().enumerate().all(|(layer, window)| *window == first.filter(|_| layer % 2 == 0));
     let yarn_factor = match config.rope.scaling {
-        RopeScaling::Yarn { factor, attention_factor, .. } => {
+        RopeScaling::Yarn { factor, .. } => {
             let usual = if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 };
-            (attention_factor - usual).abs() < 1e-6
+            (f64::from(config.rope.attention_factor()) - usual).abs() < 1e-6
         }
         _ => false,
     };

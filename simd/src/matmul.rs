@@ -76,13 +76,13 @@ pub fn multiply(
         #[cfg(target_arch = "x86_64")]
         (Isa::Amx(token), Dtype::Bf16) => match w.layout() {
             // What is put together in registers would leave them for a tile, which does not pay for one row.
-            Layout::Packed(packed) if call.streams() <= AmxSteps::STREAMS / 2 => {
+            Layout::Packed(packed) if call.streams() <= AmxSteps::STREAMS => {
                 call.run_packed(AmxSteps::from(token), packed);
             }
-            Layout::Mxfp4RowMajor | Layout::Mxfp4Panels if call.streams() <= AmxSteps::STREAMS / 2 => {
+            Layout::Mxfp4RowMajor | Layout::Mxfp4Panels if call.streams() <= AmxSteps::STREAMS => {
                 call.run_mxfp4(AmxSteps::from(token));
             }
-            Layout::RowMajor if call.streams() <= AmxSteps::STREAMS / 2 && w.is_whole_lines() => {
+            Layout::RowMajor if call.streams() <= AmxSteps::STREAMS && w.is_whole_lines() => {
                 call.run_rows(AmxSteps::from(token));
             }
             _ => call.run_tiles(token),

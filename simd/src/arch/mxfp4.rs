@@ -84,18 +84,18 @@ impl<T: Mxfp4Step, const P: usize, const S: usize> Compute for Mxfp4Tile<'_, T, 
                 for p in 1..P {
                     nibbles[p] = step.nibbles(&lines[p][l]);
                 }
-                for j in 0..LINE_STEPS {
-                    let mut weights = [step.expand(nibbles[0], scales[0]); P];
-                    for p in 1..P {
-                        weights[p] = step.expand(nibbles[p], scales[p]);
+                for j in (0..LINE_STEPS).step_by(2) {
+                    let mut weights = [[step.expand(nibbles[0], scales[0]); 2]; P];
+                    for p in 0..P {
+                        let second = step.next(nibbles[p]);
+                        weights[p] = [step.expand(nibbles[p], scales[p]), step.expand(second, scales[p])];
+                        nibbles[p] = step.next(second);
                     }
                     for s in 0..S {
+                        let at = l * LINE_STEPS + j;
                         for p in 0..P {
-                            sums[s][p] = step.step(weights[p], &x[s][l * LINE_STEPS + j], sums[s][p]);
+                            sums[s][p] = step.step_twice(weights[p], [&x[s][at], &x[s][at + 1]], sums[s][p]);
                         }
-                    }
-                    for nibbles in &mut nibbles {
-                        *nibbles = step.next(*nibbles);
                     }
                 }
             }

@@ -29,6 +29,11 @@ pub(crate) trait Step: Copy {
     fn weights(self, raw: &Self::Raw) -> Self::W;
     /// The activations come by reference, so that they are broadcast straight from memory.
     fn step(self, w: Self::W, x: &Self::X, sums: Self::Sums) -> Self::Sums;
+    /// Two steps, one after the other.
+    #[inline(always)]
+    fn step_twice(self, w: [Self::W; 2], x: [&Self::X; 2], sums: Self::Sums) -> Self::Sums {
+        self.step(w[1], x[1], self.step(w[0], x[0], sums))
+    }
     /// Called after every [`BLOCK`] steps, counted from the first: where products are added up apart from the sum.
     #[inline(always)]
     fn end_block(self, sums: Self::Sums) -> Self::Sums {

@@ -518,10 +518,11 @@ impl<T: Gather, const P: usize, const S: usize> Compute for PackedTile<'_, T, P,
                         lines[p] = words.map(|words| step.weights(&words));
                     }
                 }
-                for j in 0..4 {
+                for j in [0, 2] {
                     for s in 0..S {
+                        let x = [&now[s][g][j], &now[s][g][j + 1]];
                         for p in 0..P {
-                            sums[s][p] = step.step(lines[p][j], &now[s][g][j], sums[s][p]);
+                            sums[s][p] = step.step_twice([lines[p][j], lines[p][j + 1]], x, sums[s][p]);
                         }
                     }
                 }

@@ -46,8 +46,9 @@ impl<T: Gather, const S: usize> Compute for RowsTile<'_, T, S> {
             }
             let weights = step.turn(rows, row_bytes, line * LINE_BYTES);
             for s in 0..S {
-                for k in 0..16 {
-                    sums[s] = step.step(weights[k], &now[s][line][k], sums[s]);
+                for k in (0..16).step_by(2) {
+                    let x = [&now[s][line][k], &now[s][line][k + 1]];
+                    sums[s] = step.step_twice([weights[k], weights[k + 1]], x, sums[s]);
                 }
                 const { assert!(BLOCK == 16) };
                 sums[s] = step.end_block(sums[s]);

@@ -1,8 +1,9 @@
 //! The sums of AMX, step by step in registers: for weights that are put together there and have one row to meet.
 //!
 //! TDPBF16PS adds up the even and the odd products of 16 pairs apart, fused and with subnormal numbers as zero.
-//! VDPBF16PS does the same with one pair, so with the other half of the activations zero it is one link of that chain.
-//! What the two could tell apart is the sign of a zero, after a sum that was flushed to one.
+//! VDPBF16PS adds the odd product of a pair and then the even one, in the same way; so a register that has the even
+//! columns of two lines, the first of them in its odd places, makes two links of that chain. With one line alone the other
+//! half of the activations is zero; what that could change is the sign of a zero, after a sum that was flushed to one.
 
 use std::arch::x86_64::*;
 
@@ -36,6 +37,18 @@ fn step(w: __m512i, x: u32, sums: BlockSums) -> BlockSums {
     BlockSums { even: dot(w, x & 0xffff, sums.even), odd: dot(w, x & 0xffff_0000, sums.odd), ..sums }
 }
 
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn step_twice(w: [__m512i; 2], x: [u32; 2], sums: BlockSums) -> BlockSums {
+    let even = _mm512_mask_mov_epi16(_mm512_slli_epi32::<16>(w[0]), 0x5555_5555, w[1]);
+    let odd = _mm512_mask_mov_epi16(_mm512_srli_epi32::<16>(w[1]), 0xaaaa_aaaa, w[0]);
+    BlockSums {
+        even: dot(even, x[0] << 16 | x[1] & 0xffff, sums.even),
+        odd: dot(odd, x[0] & 0xffff_0000 | x[1] >> 16, sums.odd),
+        ..sums
+    }
+}
+
 /// `a + b`, where a subnormal sum is zero.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
@@ -60,7 +73,7 @@ impl Step for AmxSteps {
     type Sums = BlockSums;
 
     const PANELS: usize = 2;
-    // Each takes two instructions where others take one.
+    // Each sum takes three registers.
     const STREAMS: usize = 4;
 
     #[inline(always)]
@@ -83,6 +96,12 @@ impl Step for AmxSteps {
     fn step(self, w: __m512i, x: &u32, sums: BlockSums) -> BlockSums {
         // SAFETY: `self` proves every feature that `step` enables.
         unsafe { step(w, *x, sums) }
+    }
+
+    #[inline(always)]
+    fn step_twice(self, w: [__m512i; 2], x: [&u32; 2], sums: BlockSums) -> BlockSums {
+        // SAFETY: `self` proves every feature that `step_twice` enables.
+        unsafe { step_twice(w, [*x[0], *x[1]], sums) }
     }
 
     #[inline(always)]

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use engine_core::checkpoint::{Checkpoint, CheckpointError};
 use engine_core::config::{Dials, ModelConfig, RopeScaling, ScalingMethod};
-use engine_core::model::{Model, Observer};
+use engine_core::model::{Choice, Model, Observer};
 use engine_core::sampler::SamplingParams;
 use engine_core::session::{Engine, EngineOptions, Evaluator, Event, Request};
 use engine_core::text::Tokenizer;
@@ -43,8 +43,8 @@ fn with_config(family: &str, change: impl Fn(&mut Value)) -> TempDir {
 struct Routed(Vec<u32>);
 
 impl Observer for Routed {
-    fn routed(&mut self, _: usize, _: &[f32], experts: &[u32]) {
-        self.0.extend_from_slice(experts);
+    fn routed(&mut self, _: usize, _: &[f32], choices: &[Choice]) {
+        self.0.extend(choices.iter().map(|choice| choice.expert));
     }
 }
 

@@ -1,7 +1,7 @@
 //! The forward pass against transformers in float32, family by family, layer by layer.
 
 use engine_core::checkpoint::CheckpointError;
-use engine_core::model::{Model, Observer};
+use engine_core::model::{Choice, Model, Observer};
 use engine_core::session::Evaluator;
 use simd::{Dtype, Isa};
 
@@ -38,9 +38,9 @@ impl Observer for Seen {
     fn residual(&mut self, _: usize, rows: &[f32]) {
         self.residual.push(rows.to_vec());
     }
-    fn routed(&mut self, _: usize, logits: &[f32], experts: &[u32]) {
+    fn routed(&mut self, _: usize, logits: &[f32], choices: &[Choice]) {
         self.router_logits.push(logits.to_vec());
-        self.experts.push(experts.to_vec());
+        self.experts.push(choices.iter().map(|choice| choice.expert).collect());
     }
 }
 

@@ -6,6 +6,7 @@ mod chat;
 mod damaged;
 mod dials;
 mod engine;
+mod experts;
 mod golden;
 mod locked;
 mod mixture;

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use engine_core::checkpoint::{Checkpoint, CheckpointError};
-use engine_core::model::Observer;
+use engine_core::model::{Choice, Observer};
 use engine_core::session::Evaluator;
 use safetensors::tensor::TensorView;
 use serde_json::Value;
@@ -82,9 +82,9 @@ fn router(len: usize, state: &mut u64) -> Vec<u8> {
 pub(crate) fn chosen_experts(folder: &Path, tokens: &[u32]) -> [usize; NUM_EXPERTS] {
     struct Chosen([usize; NUM_EXPERTS]);
     impl Observer for Chosen {
-        fn routed(&mut self, _: usize, _: &[f32], experts: &[u32]) {
-            for expert in experts {
-                self.0[*expert as usize] += 1;
+        fn routed(&mut self, _: usize, _: &[f32], choices: &[Choice]) {
+            for choice in choices {
+                self.0[choice.expert as usize] += 1;
             }
         }
     }

@@ -25,6 +25,8 @@ pub(crate) enum Command {
     Generate(Generate),
     /// Write the logits of given token ids
     Logits(Logits),
+    /// See which experts texts are routed to
+    Experts(Experts),
     /// Work through notes with a recipe
     Night(Night),
     /// Turn a GGUF file into a model folder
@@ -203,8 +205,76 @@ pub(crate) struct Logits {
     /// Chosen experts: int32 [layers with experts, tokens, k], best first
     #[arg(long, value_name = "OUT.npy")]
     pub(crate) router: Option<PathBuf>,
+    /// Factors of their outputs: float32 [layers with experts, tokens, k], in the same order
+    #[arg(long, value_name = "OUT.npy")]
+    pub(crate) router_weights: Option<PathBuf>,
+    /// Logits of the router: float32 [layers with experts, tokens, experts]
+    #[arg(long, value_name = "OUT.npy")]
+    pub(crate) router_logits: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) run: Run,
+}
+
+#[derive(Args)]
+pub(crate) struct Experts {
+    #[command(subcommand)]
+    pub(crate) command: ExpertsCommand,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum ExpertsCommand {
+    /// Count which experts the tokens of a text go through
+    Record(ExpertsRecord),
+    /// Add counts of the same model up
+    Merge(ExpertsMerge),
+    /// Entropy and coverage of each layer, and a heat map
+    Show(ExpertsShow),
+}
+
+#[derive(Args)]
+pub(crate) struct ExpertsRecord {
+    /// Model folder
+    #[arg(short, long, env = "NIGHTMONK_MODEL", value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// File with the text; it goes through the model in windows of the context's size, one after the other
+    #[arg(short, long, value_name = "TEXT", required_unless_present = "tokens", conflicts_with = "tokens")]
+    pub(crate) file: Option<PathBuf>,
+    /// JSON file with a list of token ids, in place of a text
+    #[arg(long, value_name = "FILE.json")]
+    pub(crate) tokens: Option<PathBuf>,
+    /// File of counts to write
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// What kind of text it is, like `code`; without it, the name of its file
+    #[arg(long, value_name = "NAME")]
+    pub(crate) workload: Option<String>,
+    #[command(flatten)]
+    pub(crate) run: Run,
+}
+
+#[derive(Args)]
+pub(crate) struct ExpertsMerge {
+    /// Files of counts
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// File of counts to write
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+}
+
+#[derive(Args)]
+pub(crate) struct ExpertsShow {
+    /// File of counts
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Draw the heat map into this file
+    #[arg(long, value_name = "OUT.svg")]
+    pub(crate) svg: Option<PathBuf>,
+    /// Columns of the terminal that the heat map may take; where experts do not fit, neighbours share one
+    #[arg(long, value_name = "N", default_value = "80")]
+    pub(crate) columns: NonZeroUsize,
+    #[command(flatten)]
+    pub(crate) output: OutputFormat,
 }
 
 #[derive(Args)]

@@ -6,6 +6,7 @@
 pub mod adapter;
 pub mod checkpoint;
 pub mod config;
+pub mod expert_counts;
 pub mod homes;
 pub mod import;
 pub mod kv_cache;

@@ -1,13 +1,15 @@
-//! `logits`: token ids in, float32 logits out, and with `--router` the chosen experts.
+//! `logits`: token ids in, float32 logits out, and what the routers of a mixture of experts said.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 
-use engine_core::model::Observer;
+use engine_core::config::{ModelConfig, Sparse};
+use engine_core::model::{Choice, Observer};
 use engine_core::session::Evaluator;
 
-use super::npy;
+use super::{npy, token_ids};
 use crate::args::Logits;
 use crate::failure::Failure;
 use crate::load_choice::Work;
@@ -15,20 +17,66 @@ use crate::model::{self, Loaded, LogitRows, Opened};
 use crate::nodes;
 use crate::progress::{Progress, Unit};
 
-const TOKENS_BYTES_MAX: u64 = 64 << 20;
+/// A file for what routers say.
+struct RouterFile<'a> {
+    flag: &'static str,
+    path: &'a Path,
+    what: RouterArray,
+    /// Its values in each layer that has experts, as they come chunk by chunk.
+    layers: BTreeMap<usize, Vec<[u8; 4]>>,
+}
 
-/// Chosen experts of each layer that has some, as they come chunk by chunk.
-#[derive(Default)]
-struct Chosen(std::collections::BTreeMap<usize, Vec<u32>>);
+#[derive(Clone, Copy)]
+enum RouterArray {
+    Experts,
+    Weights,
+    Logits,
+}
 
-impl Observer for Chosen {
-    fn routed(&mut self, layer: usize, _: &[f32], experts: &[u32]) {
-        self.0.entry(layer).or_default().extend_from_slice(experts);
+impl<'a> RouterFile<'a> {
+    fn asked_for(arguments: &'a Logits) -> Vec<Self> {
+        let files = [
+            ("--router", &arguments.router, RouterArray::Experts),
+            ("--router-weights", &arguments.router_weights, RouterArray::Weights),
+            ("--router-logits", &arguments.router_logits, RouterArray::Logits),
+        ];
+        let file = |(flag, path, what): (_, &'a Option<PathBuf>, _)| {
+            Some(Self { flag, path: path.as_ref()?, what, layers: BTreeMap::new() })
+        };
+        files.into_iter().filter_map(file).collect()
+    }
+
+    fn write(&self, tokens: usize, config: &ModelConfig) -> io::Result<()> {
+        let of_layers = |size: fn(&Sparse) -> usize| config.sparse_layers().map(|(_, s)| size(s)).max().unwrap_or(0);
+        let (kind, width) = match self.what {
+            RouterArray::Experts => (npy::Kind::Int32, of_layers(|sparse| sparse.most_experts_per_tok)),
+            RouterArray::Weights => (npy::Kind::Float32, of_layers(|sparse| sparse.most_experts_per_tok)),
+            RouterArray::Logits => (npy::Kind::Float32, of_layers(|sparse| sparse.num_experts)),
+        };
+        let mut out = npy::create(self.path, kind, &[self.layers.len(), tokens, width])?;
+        self.layers.values().try_for_each(|values| out.write_all(values.as_flattened()))?;
+        out.flush()
+    }
+}
+
+/// The files that were asked for.
+struct RouterFiles<'a>(Vec<RouterFile<'a>>);
+
+impl Observer for RouterFiles<'_> {
+    fn routed(&mut self, layer: usize, logits: &[f32], choices: &[Choice]) {
+        for file in &mut self.0 {
+            let values = file.layers.entry(layer).or_default();
+            match file.what {
+                RouterArray::Experts => values.extend(choices.iter().map(|choice| choice.expert.to_le_bytes())),
+                RouterArray::Weights => values.extend(choices.iter().map(|choice| choice.weight.to_le_bytes())),
+                RouterArray::Logits => values.extend(logits.iter().map(|logit| logit.to_le_bytes())),
+            }
+        }
     }
 }
 
 pub(crate) fn run(arguments: &Logits) -> Result<(), Failure> {
-    let tokens = tokens(arguments)?;
+    let tokens = token_ids::read(&arguments.tokens)?;
     model::check_folder(&arguments.model)?;
     // The context is the tokens' own, unless a smaller one was asked for, which then refuses them.
     let length = NonZeroUsize::new(tokens.len()).unwrap_or(NonZeroUsize::MIN);
@@ -39,18 +87,21 @@ pub(crate) fn run(arguments: &Logits) -> Result<(), Failure> {
     let work = Work::Tokens { prompt: tokens.len(), generate: 0 };
     let opened = Opened::new(&arguments.model, &run, 1, LogitRows::All, work)?;
     let (config, request) = (opened.checkpoint.config(), opened.request);
-    if let Some(token) = tokens.iter().find(|token| **token as usize >= config.vocab_size) {
-        return Err(Failure::Usage(format!("token {token} is not in the vocabulary of {}", config.vocab_size)));
-    }
+    token_ids::check(&tokens, config.vocab_size)?;
     if tokens.len() > request.ctx_size {
         let why = format!("{} tokens do not fit `--ctx-size {}`", tokens.len(), request.ctx_size);
         return Err(Failure::Usage(why));
     }
-    if arguments.router.is_some() && config.sparse_layers().next().is_none() {
-        return Err(Failure::Usage("`--router`: this model has no experts".into()));
-    }
-    if arguments.router.as_ref() == Some(&arguments.output) {
-        return Err(Failure::Usage("`--router` and `--output` name the same file".into()));
+    let mut routers = RouterFiles(RouterFile::asked_for(arguments));
+    let mut names = vec![("--output", arguments.output.as_path())];
+    for RouterFile { flag, path, .. } in &routers.0 {
+        if config.sparse_layers().next().is_none() {
+            return Err(Failure::Usage(format!("`{flag}`: this model has no experts")));
+        }
+        if let Some((other, _)) = names.iter().find(|(_, name)| name == path) {
+            return Err(Failure::Usage(format!("`{flag}` and `{other}` name the same file")));
+        }
+        names.push((flag, path));
     }
     let loaded = opened.load()?;
     let adapters = loaded.adapter_set()?;
@@ -61,16 +112,15 @@ pub(crate) fn run(arguments: &Logits) -> Result<(), Failure> {
     evaluator.choose_adapters(adapters);
     nodes::report_placement(model.placement(), evaluator.kv_placement());
 
-    let named = |path: &std::path::Path, error: io::Error| {
+    let named = |path: &Path, error: io::Error| {
         io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()))
     };
     let shape = [tokens.len(), config.vocab_size];
     let mut out =
         npy::create(&arguments.output, npy::Kind::Float32, &shape).map_err(|e| named(&arguments.output, e))?;
     let mut progress = Progress::new("logits", Unit::Tokens, tokens.len() as u64);
-    let mut chosen = Chosen::default();
     let mut first_broken = None;
-    let fed = evaluator.feed(&tokens, &mut chosen, |position, logits| {
+    let fed = evaluator.feed(&tokens, &mut routers, |position, logits| {
         progress.set(position as u64 + 1);
         if !simd::elementwise::all_finite(model.options().isa, logits) {
             first_broken.get_or_insert(position);
@@ -87,30 +137,8 @@ pub(crate) fn run(arguments: &Logits) -> Result<(), Failure> {
         );
     }
 
-    if let Some(path) = &arguments.router {
-        let k = config.sparse_layers().map(|(_, sparse)| sparse.most_experts_per_tok).max().unwrap_or(0);
-        let shape = [chosen.0.len(), tokens.len(), k];
-        let write = || {
-            let mut out = npy::create(path, npy::Kind::Int32, &shape)?;
-            chosen.0.values().flatten().try_for_each(|expert| out.write_all(&expert.to_le_bytes()))?;
-            out.flush()
-        };
-        write().map_err(|error| named(path, error))?;
+    for file in &routers.0 {
+        file.write(tokens.len(), config).map_err(|error| named(file.path, error))?;
     }
     Ok(())
-}
-
-fn tokens(arguments: &Logits) -> Result<Vec<u32>, Failure> {
-    let path = &arguments.tokens;
-    let usage = |why: String| Failure::Usage(format!("{}: {why}", path.display()));
-    let mut text = Vec::new();
-    // Not the length in the metadata: that is 0 for a pipe or a device.
-    let file = File::open(path).map_err(|error| usage(error.to_string()))?;
-    file.take(TOKENS_BYTES_MAX + 1).read_to_end(&mut text).map_err(|error| usage(error.to_string()))?;
-    if text.len() as u64 > TOKENS_BYTES_MAX {
-        return Err(usage(format!("it has more than the {TOKENS_BYTES_MAX} bytes that are read")));
-    }
-    let tokens: Vec<u32> = serde_json::from_slice(&text)
-        .map_err(|error| usage(format!("it is not a JSON list of token ids like [1, 2, 3]: {error}")))?;
-    if tokens.is_empty() { Err(usage("the list is empty".into())) } else { Ok(tokens) }
 }

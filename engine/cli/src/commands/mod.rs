@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod doctor;
+pub(crate) mod experts;
 pub(crate) mod generate;
 pub(crate) mod import;
 pub(crate) mod logits;
@@ -9,3 +10,4 @@ pub(crate) mod night;
 mod npy;
 pub(crate) mod pack;
 pub(crate) mod plan;
+mod token_ids;

@@ -48,7 +48,7 @@ impl Model {
                 self.project(Product { linears: [router], deltas }, prepared, identity, Into::Store, logits, crew);
                 routing::choose(self.options.isa, shape, rows, buffers, crew);
                 let logits = &buffers.router_logits[..rows * shape.num_experts];
-                observer.routed(index, logits, &buffers.experts[..rows * shape.most_experts_per_tok]);
+                observer.routed(index, logits, &buffers.choices[..rows * shape.most_experts_per_tok]);
                 if experts[0].gate.dtype != router.dtype {
                     self.prepare_normed(norm, &experts[0].gate, rows, buffers, crew);
                 }

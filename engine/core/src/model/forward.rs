@@ -13,6 +13,7 @@ use simd::matmul::{PANEL, Rows, multiply};
 use super::linear::{Into, Product};
 use super::load::ModelOptions;
 use super::low_rank::Input;
+use super::routing::Choice;
 use super::weights::{Linear, Model};
 use super::workspace::{Buffers, Crew, Workspace};
 use crate::adapter::{AdapterSet, Module, Norm};
@@ -76,8 +77,8 @@ pub trait Observer {
     /// The residual stream `[rows, hidden_size]` before layer `layer`; after the last one `layer` is their number.
     fn residual(&mut self, _layer: usize, _rows: &[f32]) {}
     /// Router logits `[rows, num_experts]` and chosen experts `[rows, most_experts_per_tok]`, best first; behind those of a
-    /// row that asked for fewer stands `u32::MAX`.
-    fn routed(&mut self, _layer: usize, _logits: &[f32], _experts: &[u32]) {}
+    /// row that asked for fewer stand choices without an expert.
+    fn routed(&mut self, _layer: usize, _logits: &[f32], _choices: &[Choice]) {}
 }
 
 /// Watches nothing.

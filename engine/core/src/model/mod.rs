@@ -18,6 +18,7 @@ mod workspace;
 pub use forward::{Batch, Observer, Row};
 pub use load::{Load, LoadError, LoadProgress, ModelOptions, read_only};
 pub use low_rank::AdapterRoom;
+pub use routing::Choice;
 pub(crate) use strips::{buffer_bytes as load_buffer_bytes, largest_strip};
 pub use weights::Model;
 pub use workspace::{Workspace, WorkspaceShape};

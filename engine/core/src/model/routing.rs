@@ -12,10 +12,18 @@ pub(super) const NO_EXPERT: u32 = u32::MAX;
 
 /// One of a row's experts.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Choice {
-    pub(super) expert: u32,
-    /// Factor of the expert's output.
-    pub(super) weight: f32,
+pub struct Choice {
+    /// Its index in the layer; `u32::MAX` where a row goes through fewer experts than others may.
+    pub expert: u32,
+    /// Factor of the expert's output; 0 where there is no expert.
+    pub weight: f32,
+}
+
+impl Choice {
+    /// The expert's index, if there is one.
+    pub fn index(self) -> Option<usize> {
+        (self.expert != NO_EXPERT).then_some(self.expert as usize)
+    }
 }
 
 /// The experts of the greatest logits, as many as each row asks for, best first, with the factors of their outputs; fills

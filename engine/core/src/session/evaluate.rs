@@ -74,22 +74,41 @@ impl<'m> Evaluator<'m> {
         let vocab_size = self.model.config().vocab_size;
         let wanted: Vec<usize> = (0..self.chunk).collect();
         for chunk in tokens.chunks(self.chunk) {
-            let row = |(index, token): (usize, &u32)| Row {
-                token: *token,
-                position: self.position + index,
-                sequence: 0,
-                experts_per_token: None,
-            };
-            let rows: Vec<Row> = chunk.iter().enumerate().map(row).collect();
-            let batch =
-                Batch { rows: &rows, tables: &self.tables, logits: &wanted[..rows.len()], adapters: &self.adapters };
-            self.model.forward(&batch, &mut self.kv, &mut self.space, observer);
-            self.model.check_intact()?;
-            for (index, logits) in self.space.logits().chunks_exact(vocab_size).take(rows.len()).enumerate() {
-                each(self.position + index, logits)?;
+            self.step(chunk, &wanted[..chunk.len()], observer)?;
+            let first = self.position - chunk.len();
+            for (index, logits) in self.space.logits().chunks_exact(vocab_size).take(chunk.len()).enumerate() {
+                each(first + index, logits)?;
             }
-            self.position += rows.len();
         }
+        Ok(())
+    }
+
+    /// Computes `tokens` as a sequence of its own, which forgets those fed before, for what an observer sees: without
+    /// logits.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Broken`], as [`feed`](Self::feed).
+    ///
+    /// # Panics
+    /// If there are more tokens than room, or one is not in the vocabulary.
+    pub fn observe(&mut self, tokens: &[u32], observer: &mut dyn Observer) -> Result<(), CheckpointError> {
+        assert!(tokens.len() <= self.ctx_size, "{} tokens beyond the context", tokens.len());
+        self.position = 0;
+        tokens.chunks(self.chunk).try_for_each(|chunk| self.step(chunk, &[], observer))
+    }
+
+    fn step(&mut self, chunk: &[u32], logits: &[usize], observer: &mut dyn Observer) -> Result<(), CheckpointError> {
+        let row = |(index, token): (usize, &u32)| Row {
+            token: *token,
+            position: self.position + index,
+            sequence: 0,
+            experts_per_token: None,
+        };
+        let rows: Vec<Row> = chunk.iter().enumerate().map(row).collect();
+        let batch = Batch { rows: &rows, tables: &self.tables, logits, adapters: &self.adapters };
+        self.model.forward(&batch, &mut self.kv, &mut self.space, observer);
+        self.model.check_intact()?;
+        self.position += rows.len();
         Ok(())
     }
 }

@@ -41,7 +41,7 @@ impl Sample {
     fn record(&self, name: &str, flags: &[&str]) -> PathBuf {
         let file = self.path(name);
         let base = ["experts", "record", "-m", text(self.folder.path()), "-o", text(&file)];
-        let output = run(&[&base, flags].concat());
+        let output = run(&[&base[..], flags].concat());
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         file
     }
@@ -76,7 +76,7 @@ fn recorded_counts_are_those_of_the_experts_that_logits_writes() {
         let sample = Sample::new(family);
         let (ids, router, logits) = (sample.path("ids.json"), sample.path("router.npy"), sample.path("logits.npy"));
         let base = ["logits", "-m", text(sample.folder.path()), "--tokens", text(&ids), "--output", text(&logits)];
-        let output = run(&[&base, &["--router", text(&router)], flags].concat());
+        let output = run(&[&base[..], &["--router", text(&router)], flags].concat());
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let (shape, chosen) = npy(&router, "<i4");
         assert_eq!(shape[1], TOKENS);

@@ -106,7 +106,7 @@ pub(crate) struct Run {
     /// Workers; without it, the physical cores
     #[arg(short, long, env = "NIGHTMONK_THREADS", value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
-    /// Instructions: scalar, avx2, avx512f, avx512; without it, the best that this CPU has
+    /// Instructions: scalar, avx2, avx512f, avx512, amx; without it, the best that this CPU has
     #[arg(long, env = "NIGHTMONK_ISA", value_name = "ISA", value_parser = isa)]
     pub(crate) isa: Option<Isa>,
     /// Terms of the activations in products with BF16 weights: bf16x2 or bf16

@@ -12,6 +12,7 @@ mod mixture;
 mod models;
 mod night;
 mod pack;
+mod perplexity;
 mod plan_table;
 mod same_bits;
 mod smollm2;

@@ -25,6 +25,8 @@ pub(crate) enum Command {
     Generate(Generate),
     /// Write the logits of given token ids
     Logits(Logits),
+    /// Measure how well the model foretells a text, in windows of --ctx-size tokens (512 without it)
+    Perplexity(Perplexity),
     /// Work through notes with a recipe
     Night(Night),
     /// Turn a GGUF file into a model folder
@@ -205,6 +207,24 @@ pub(crate) struct Logits {
     pub(crate) router: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) run: Run,
+}
+
+#[derive(Args)]
+pub(crate) struct Perplexity {
+    /// Model folder
+    #[arg(short, long, env = "NIGHTMONK_MODEL", value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// Text, in UTF-8
+    #[arg(short, long, value_name = "TEXT")]
+    pub(crate) file: PathBuf,
+    /// Windows overlap: each begins N tokens after the one before, and its last N tokens are scored. Without it windows
+    /// follow each other, and the second half of each is scored [llama.cpp: --ppl-stride]
+    #[arg(long, alias = "ppl-stride", value_name = "N")]
+    pub(crate) stride: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub(crate) run: Run,
+    #[command(flatten)]
+    pub(crate) output: OutputFormat,
 }
 
 #[derive(Args)]

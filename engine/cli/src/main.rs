@@ -44,6 +44,7 @@ fn run() -> ExitCode {
     let result = match arguments.command {
         Command::Generate(arguments) => commands::generate::run(&arguments),
         Command::Logits(arguments) => commands::logits::run(&arguments),
+        Command::Perplexity(arguments) => commands::perplexity::run(&arguments),
         Command::Night(arguments) => commands::night::run(&arguments),
         Command::Import(arguments) => commands::import::run(&arguments),
         Command::Pack(arguments) => commands::pack::run(&arguments),

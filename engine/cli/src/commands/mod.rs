@@ -8,4 +8,5 @@ pub(crate) mod logits;
 pub(crate) mod night;
 mod npy;
 pub(crate) mod pack;
+pub(crate) mod perplexity;
 pub(crate) mod plan;

@@ -15,6 +15,7 @@ mod pack;
 mod perplexity;
 mod plan_table;
 mod same_bits;
+mod selftest;
 mod smollm2;
 mod stacked;
 mod templates;

@@ -39,6 +39,8 @@ pub(crate) enum Command {
     Bench(Bench),
     /// Look at this machine
     Doctor(Doctor),
+    /// Check this machine's arithmetic
+    Selftest(Selftest),
 }
 
 #[derive(Args)]
@@ -108,7 +110,7 @@ pub(crate) struct Run {
     /// Workers; without it, the physical cores
     #[arg(short, long, env = "NIGHTMONK_THREADS", value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
-    /// Instructions: scalar, avx2, avx512f, avx512; without it, the best that this CPU has
+    /// Instructions: scalar, avx2, avx512f, avx512, amx; without it, the best that this CPU has
     #[arg(long, env = "NIGHTMONK_ISA", value_name = "ISA", value_parser = isa)]
     pub(crate) isa: Option<Isa>,
     /// Terms of the activations in products with BF16 weights: bf16x2 or bf16
@@ -355,6 +357,30 @@ pub(crate) struct Doctor {
     /// Workers for measuring the bandwidth; without it, the physical cores
     #[arg(short, long, env = "NIGHTMONK_THREADS", value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub(crate) output: OutputFormat,
+}
+
+#[derive(Args)]
+pub(crate) struct Selftest {
+    #[command(subcommand)]
+    pub(crate) command: SelftestCommand,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum SelftestCommand {
+    /// Compare logits of the golden families with those of transformers in float32, and with what BF16 arithmetic loses
+    Numerics(Numerics),
+}
+
+#[derive(Args)]
+pub(crate) struct Numerics {
+    /// Instructions: scalar, avx2, avx512f, avx512, amx; without it, the best that this CPU has
+    #[arg(long, env = "NIGHTMONK_ISA", value_name = "ISA", value_parser = isa)]
+    pub(crate) isa: Option<Isa>,
+    /// Folder of golden data; without it, tests/golden in the working directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) golden: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) output: OutputFormat,
 }

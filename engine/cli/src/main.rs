@@ -30,7 +30,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use args::{Arguments, Command};
+use args::{Arguments, Command, Selftest, SelftestCommand};
 
 fn main() -> ExitCode {
     internal_error::guard(run).unwrap_or_else(|error| {
@@ -51,6 +51,9 @@ fn run() -> ExitCode {
         Command::Plan(arguments) => commands::plan::run(&arguments),
         Command::Bench(arguments) => commands::bench::run(&arguments),
         Command::Doctor(arguments) => commands::doctor::run(&arguments),
+        Command::Selftest(Selftest { command: SelftestCommand::Numerics(arguments) }) => {
+            commands::numerics::run(&arguments)
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -28,7 +28,7 @@ pub(super) enum GoldenError {
     TooLarge { path: PathBuf },
     #[error("{path} is not a safetensors file: {source}")]
     Format { path: PathBuf, source: SafeTensorError },
-    #[error("{path}: array `{name}` {what}; `cargo tools golden` checks the repository's")]
+    #[error("{path}: array `{name}` {what}; tests/golden/README.md says what it holds")]
     Array { path: PathBuf, name: &'static str, what: String },
 }
 

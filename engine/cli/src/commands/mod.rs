@@ -3,9 +3,12 @@
 pub(crate) mod bench;
 pub(crate) mod doctor;
 pub(crate) mod generate;
+mod golden;
 pub(crate) mod import;
 pub(crate) mod logits;
 pub(crate) mod night;
 mod npy;
+pub(crate) mod numerics;
 pub(crate) mod pack;
+pub(crate) mod perplexity;
 pub(crate) mod plan;

@@ -11,7 +11,7 @@ use crate::homes::NodePages;
 use crate::kv_cache::{BlockId, KvCache, KvShape, blocks_for};
 use crate::model::{AdapterRoom, Batch, Model, Observer, Row, Workspace};
 
-/// One sequence of tokens that are known, fed chunk by chunk.
+/// One sequence of tokens that are known, fed chunk by chunk; then, after [`restart`](Evaluator::restart), another.
 pub struct Evaluator<'m> {
     model: &'m Model,
     kv: KvCache,
@@ -48,6 +48,11 @@ impl<'m> Evaluator<'m> {
         self.adapters = [adapters];
     }
 
+    /// Forgets the tokens that were fed: the next one is the first of another sequence, in the same memory.
+    pub fn restart(&mut self) {
+        self.position = 0;
+    }
+
     /// Where the pages of keys and values are, of those that are bound to nodes.
     ///
     /// # Errors
@@ -68,6 +73,24 @@ impl<'m> Evaluator<'m> {
         &mut self,
         tokens: &[u32],
         observer: &mut dyn Observer,
+        each: impl FnMut(usize, &[f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.feed_from(tokens, self.position, observer, each)
+    }
+
+    /// Like [`feed`](Self::feed), but `each` gets the positions from `first` on alone. Those before are context, and cost no
+    /// product with the output matrix.
+    ///
+    /// # Errors
+    /// Those of [`feed`](Self::feed).
+    ///
+    /// # Panics
+    /// Where [`feed`](Self::feed) does.
+    pub fn feed_from<E: From<CheckpointError>>(
+        &mut self,
+        tokens: &[u32],
+        first: usize,
+        observer: &mut dyn Observer,
         mut each: impl FnMut(usize, &[f32]) -> Result<(), E>,
     ) -> Result<(), E> {
         assert!(self.position + tokens.len() <= self.ctx_size, "{} tokens beyond the context", tokens.len());
@@ -81,11 +104,12 @@ impl<'m> Evaluator<'m> {
                 experts_per_token: None,
             };
             let rows: Vec<Row> = chunk.iter().enumerate().map(row).collect();
-            let batch =
-                Batch { rows: &rows, tables: &self.tables, logits: &wanted[..rows.len()], adapters: &self.adapters };
+            let context = first.saturating_sub(self.position).min(rows.len());
+            let wanted = &wanted[context..rows.len()];
+            let batch = Batch { rows: &rows, tables: &self.tables, logits: wanted, adapters: &self.adapters };
             self.model.forward(&batch, &mut self.kv, &mut self.space, observer);
             self.model.check_intact()?;
-            for (index, logits) in self.space.logits().chunks_exact(vocab_size).take(rows.len()).enumerate() {
+            for (index, logits) in wanted.iter().zip(self.space.logits().chunks_exact(vocab_size)) {
                 each(self.position + index, logits)?;
             }
             self.position += rows.len();

@@ -27,6 +27,8 @@ pub(crate) enum Command {
     Logits(Logits),
     /// See which experts texts are routed to
     Experts(Experts),
+    /// Measure how well the model foretells a text, in windows of --ctx-size tokens (512 without it)
+    Perplexity(Perplexity),
     /// Work through notes with a recipe
     Night(Night),
     /// Turn a GGUF file into a model folder
@@ -39,6 +41,8 @@ pub(crate) enum Command {
     Bench(Bench),
     /// Look at this machine
     Doctor(Doctor),
+    /// Check this machine's arithmetic
+    Selftest(Selftest),
 }
 
 #[derive(Args)]
@@ -108,7 +112,7 @@ pub(crate) struct Run {
     /// Workers; without it, the physical cores
     #[arg(short, long, env = "NIGHTMONK_THREADS", value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
-    /// Instructions: scalar, avx2, avx512f, avx512; without it, the best that this CPU has
+    /// Instructions: scalar, avx2, avx512f, avx512, amx; without it, the best that this CPU has
     #[arg(long, env = "NIGHTMONK_ISA", value_name = "ISA", value_parser = isa)]
     pub(crate) isa: Option<Isa>,
     /// Terms of the activations in products with BF16 weights: bf16x2 or bf16
@@ -278,6 +282,24 @@ pub(crate) struct ExpertsShow {
 }
 
 #[derive(Args)]
+pub(crate) struct Perplexity {
+    /// Model folder
+    #[arg(short, long, env = "NIGHTMONK_MODEL", value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// Text, in UTF-8
+    #[arg(short, long, value_name = "TEXT")]
+    pub(crate) file: PathBuf,
+    /// Windows overlap: each begins N tokens after the one before, and its last N tokens are scored. Without it windows
+    /// follow each other, and the second half of each is scored [llama.cpp: --ppl-stride]
+    #[arg(long, alias = "ppl-stride", value_name = "N")]
+    pub(crate) stride: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub(crate) run: Run,
+    #[command(flatten)]
+    pub(crate) output: OutputFormat,
+}
+
+#[derive(Args)]
 pub(crate) struct Night {
     #[command(subcommand)]
     pub(crate) command: NightCommand,
@@ -405,6 +427,30 @@ pub(crate) struct Doctor {
     /// Workers for measuring the bandwidth; without it, the physical cores
     #[arg(short, long, env = "NIGHTMONK_THREADS", value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub(crate) output: OutputFormat,
+}
+
+#[derive(Args)]
+pub(crate) struct Selftest {
+    #[command(subcommand)]
+    pub(crate) command: SelftestCommand,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum SelftestCommand {
+    /// Compare logits of the golden families with those of transformers in float32, and with what BF16 arithmetic loses
+    Numerics(Numerics),
+}
+
+#[derive(Args)]
+pub(crate) struct Numerics {
+    /// Instructions: scalar, avx2, avx512f, avx512, amx; without it, the best that this CPU has
+    #[arg(long, env = "NIGHTMONK_ISA", value_name = "ISA", value_parser = isa)]
+    pub(crate) isa: Option<Isa>,
+    /// Folder of golden data; without it, tests/golden in the working directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) golden: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) output: OutputFormat,
 }

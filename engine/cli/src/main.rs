@@ -30,7 +30,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use args::{Arguments, Command};
+use args::{Arguments, Command, Selftest, SelftestCommand};
 
 fn main() -> ExitCode {
     internal_error::guard(run).unwrap_or_else(|error| {
@@ -45,12 +45,16 @@ fn run() -> ExitCode {
         Command::Generate(arguments) => commands::generate::run(&arguments),
         Command::Logits(arguments) => commands::logits::run(&arguments),
         Command::Experts(arguments) => commands::experts::run(&arguments),
+        Command::Perplexity(arguments) => commands::perplexity::run(&arguments),
         Command::Night(arguments) => commands::night::run(&arguments),
         Command::Import(arguments) => commands::import::run(&arguments),
         Command::Pack(arguments) => commands::pack::run(&arguments),
         Command::Plan(arguments) => commands::plan::run(&arguments),
         Command::Bench(arguments) => commands::bench::run(&arguments),
         Command::Doctor(arguments) => commands::doctor::run(&arguments),
+        Command::Selftest(Selftest { command: SelftestCommand::Numerics(arguments) }) => {
+            commands::numerics::run(&arguments)
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

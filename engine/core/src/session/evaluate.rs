@@ -11,7 +11,7 @@ use crate::homes::NodePages;
 use crate::kv_cache::{BlockId, KvCache, KvShape, blocks_for};
 use crate::model::{AdapterRoom, Batch, Model, Observer, Row, Workspace};
 
-/// One sequence of tokens that are known, fed chunk by chunk.
+/// One sequence of tokens that are known, fed chunk by chunk; then, after [`restart`](Evaluator::restart), another.
 pub struct Evaluator<'m> {
     model: &'m Model,
     kv: KvCache,
@@ -48,6 +48,11 @@ impl<'m> Evaluator<'m> {
         self.adapters = [adapters];
     }
 
+    /// Forgets the tokens that were fed: the next one is the first of another sequence, in the same memory.
+    pub fn restart(&mut self) {
+        self.position = 0;
+    }
+
     /// Where the pages of keys and values are, of those that are bound to nodes.
     ///
     /// # Errors
@@ -68,23 +73,41 @@ impl<'m> Evaluator<'m> {
         &mut self,
         tokens: &[u32],
         observer: &mut dyn Observer,
+        each: impl FnMut(usize, &[f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.feed_from(tokens, self.position, observer, each)
+    }
+
+    /// Like [`feed`](Self::feed), but `each` gets the positions from `first` on alone. Those before are context, and cost no
+    /// product with the output matrix.
+    ///
+    /// # Errors
+    /// Those of [`feed`](Self::feed).
+    ///
+    /// # Panics
+    /// Where [`feed`](Self::feed) does.
+    pub fn feed_from<E: From<CheckpointError>>(
+        &mut self,
+        tokens: &[u32],
+        first: usize,
+        observer: &mut dyn Observer,
         mut each: impl FnMut(usize, &[f32]) -> Result<(), E>,
     ) -> Result<(), E> {
         assert!(self.position + tokens.len() <= self.ctx_size, "{} tokens beyond the context", tokens.len());
         let vocab_size = self.model.config().vocab_size;
         let wanted: Vec<usize> = (0..self.chunk).collect();
         for chunk in tokens.chunks(self.chunk) {
-            self.step(chunk, &wanted[..chunk.len()], observer)?;
-            let first = self.position - chunk.len();
-            for (index, logits) in self.space.logits().chunks_exact(vocab_size).take(chunk.len()).enumerate() {
-                each(first + index, logits)?;
+            let start = self.position;
+            let wanted = &wanted[first.saturating_sub(start).min(chunk.len())..chunk.len()];
+            self.step(chunk, wanted, observer)?;
+            for (index, logits) in wanted.iter().zip(self.space.logits().chunks_exact(vocab_size)) {
+                each(start + index, logits)?;
             }
         }
         Ok(())
     }
 
-    /// Computes `tokens` as a sequence of its own, which forgets those fed before, for what an observer sees: without
-    /// logits.
+    /// Computes `tokens` after those fed before, for what an observer sees: without logits.
     ///
     /// # Errors
     /// [`CheckpointError::Broken`], as [`feed`](Self::feed).
@@ -92,8 +115,7 @@ impl<'m> Evaluator<'m> {
     /// # Panics
     /// If there are more tokens than room, or one is not in the vocabulary.
     pub fn observe(&mut self, tokens: &[u32], observer: &mut dyn Observer) -> Result<(), CheckpointError> {
-        assert!(tokens.len() <= self.ctx_size, "{} tokens beyond the context", tokens.len());
-        self.position = 0;
+        assert!(self.position + tokens.len() <= self.ctx_size, "{} tokens beyond the context", tokens.len());
         tokens.chunks(self.chunk).try_for_each(|chunk| self.step(chunk, &[], observer))
     }
 

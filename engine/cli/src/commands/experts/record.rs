@@ -55,6 +55,7 @@ pub(super) fn run(arguments: &ExpertsRecord) -> Result<(), Failure> {
     let progress = Progress::new("experts", Unit::Tokens, tokens.len() as u64);
     let mut recording = Recording { counts, isa: model.options().isa, progress, broken: None };
     for window in tokens.chunks(window) {
+        evaluator.restart();
         evaluator.observe(window, &mut recording)?;
         if let Some(layer) = recording.broken {
             let why = format!(

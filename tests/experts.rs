@@ -194,7 +194,7 @@ fn show_prints_a_line_and_a_row_of_shades_a_layer_and_draws_well_formed_svg() {
     let shown = String::from_utf8(output.stdout).unwrap();
     let recorded = read(&file);
     for layer in recorded["layers"].as_array().unwrap() {
-        let begin = format!("{:>5} ", layer["layer"]);
+        let begin = format!("{:>5} ", layer["layer"].as_u64().unwrap());
         let lines: Vec<&str> = shown.lines().filter(|line| line.starts_with(&begin)).collect();
         assert!(lines.len() == 2 && lines[0].contains("bits") && lines[1].ends_with('|'), "{shown}");
         assert_eq!(lines[1].chars().count(), 11, "{shown}");
@@ -231,7 +231,7 @@ fn what_cannot_be_counted_added_or_shown_is_refused_by_name() {
     fs::write(&latin, b"caf\xe9").unwrap();
     fs::write(&empty, "").unwrap();
     assert_refused("dense", &record(folder, &["--tokens", text(&ids)]), 2, &[text(folder), "dense", "no experts"]);
-    assert_refused("no text", &record(own, &[]), 2, &["--file", "--tokens"]);
+    assert_refused("no text", &record(own, &[]), 2, &["--file <TEXT>"]);
     assert_refused("no file", &record(own, &["-f", text(&no_file)]), 2, &[text(&no_file), "No such file"]);
     assert_refused("not UTF-8", &record(own, &["-f", text(&latin)]), 2, &[text(&latin), "UTF-8"]);
     assert_refused("empty", &record(own, &["-f", text(&empty)]), 2, &[text(&empty), "empty"]);

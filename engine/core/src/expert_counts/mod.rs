@@ -206,7 +206,8 @@ mod tests {
     #[test]
     fn what_is_not_of_the_same_model_and_run_does_not_add_up_and_changes_nothing() {
         let own = sample("prose", [[1, 1, 0, 0]; 2]);
-        let changes: [(&str, fn(&mut ExpertCounts)); 4] = [
+        type Change = fn(&mut ExpertCounts);
+        let changes: [(&str, Change); 4] = [
             ("model's digest", |c| c.model = "cd".repeat(32)),
             ("settings", |c| c.settings = "4 experts a token".into()),
             ("layers", |c| c.layers[1].layer = 2),

@@ -228,7 +228,7 @@ pub(crate) struct Experts {
 #[derive(Subcommand)]
 pub(crate) enum ExpertsCommand {
     /// Count which experts the tokens of a text go through
-    Record(ExpertsRecord),
+    Record(Box<ExpertsRecord>),
     /// Add counts of the same model up
     Merge(ExpertsMerge),
     /// Entropy and coverage of each layer, and a heat map

@@ -1,6 +1,8 @@
 //! A model in memory and the step loop.
 //!
-//! The order of the `mod` lines is the dependency order: a module may use those above it, never those below.
+//! Modules build on each other in this order, and never the other way: `config`, `checkpoint`, `adapter` and `homes`,
+//! `kv_cache`, `model`, then `plan` and `expert_counts`, `pack` on `plan`; `sampler`, `text`; `session` on most of them.
+//! `import` stands alone.
 #![deny(unsafe_code)]
 
 pub mod adapter;

@@ -58,8 +58,9 @@ fn blocks_are_found_by_the_next_run_and_by_the_owner_alone() {
 
 #[test]
 fn the_files_used_longest_ago_go_when_the_budget_is_spent() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut cache = open(folder.path(), 3 * FILE);
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("kv");
+    let mut cache = open(&folder, 3 * FILE);
     (0..3).for_each(|of| save(&mut cache, of));
     assert!(read(&mut cache, 0).is_some());
     save(&mut cache, 3);
@@ -67,17 +68,18 @@ fn the_files_used_longest_ago_go_when_the_budget_is_spent() {
     assert_eq!((cache.usage().bytes, cache.usage().evicted), (3 * FILE, 1));
     drop(cache);
     // The next run may have less.
-    let mut cache = open(folder.path(), FILE);
+    let mut cache = open(&folder, FILE);
     assert_eq!([0, 1, 2, 3].map(|of| read(&mut cache, of).is_some()), [false, false, false, true]);
-    let refused = DiskCache::open(folder.path(), FILE - 1, BYTES, |_| {}).map(|_| ()).unwrap_err();
+    let refused = DiskCache::open(&folder, FILE - 1, BYTES, |_| {}).map(|_| ()).unwrap_err();
     assert!(matches!(refused, DiskCacheError::Budget { .. }), "{refused}");
 }
 
 #[test]
 fn a_file_that_is_not_as_it_was_written_is_deleted() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut cache = open(folder.path(), 10 * FILE);
-    let path = folder.path().join(name(0).0.hex() + EXTENSION);
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("kv");
+    let mut cache = open(&folder, 10 * FILE);
+    let path = folder.join(name(0).0.hex() + EXTENSION);
     save(&mut cache, 0);
     let good = fs::read(&path).unwrap();
     let mut bad: Vec<Vec<u8>> = vec![Vec::new(), good[..good.len() - 1].to_vec(), [&good[..], &[0]].concat()];
@@ -95,9 +97,9 @@ fn a_file_that_is_not_as_it_was_written_is_deleted() {
         assert_eq!(read(&mut cache, 0), Some(numbers(0)));
     }
     // A whole file under another's name is not that other.
-    fs::copy(&path, folder.path().join(name(1).0.hex() + EXTENSION)).unwrap();
+    fs::copy(&path, folder.join(name(1).0.hex() + EXTENSION)).unwrap();
     drop(cache);
-    assert_eq!(read(&mut open(folder.path(), 10 * FILE), 1), None);
+    assert_eq!(read(&mut open(&folder, 10 * FILE), 1), None);
 }
 
 #[test]
@@ -133,8 +135,9 @@ fn a_folder_that_others_can_read_is_refused() {
 
 #[test]
 fn a_full_queue_takes_nothing_and_waits_for_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut cache = open(folder.path(), 10 * FILE);
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("kv");
+    let mut cache = open(&folder, 10 * FILE);
     cache.buffers.clear();
     let (name, tokens) = name(0);
     assert!(!cache.offer(name, &tokens, |_| panic!("no bytes are copied")));

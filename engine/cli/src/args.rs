@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use simd::matmul::Activations;
 use simd::{Dtype, Isa};
 
+use crate::chat_flags::ChatFlags;
 use crate::dials::DialFlags;
 
 /// Runs large language models at full precision on this machine, and works through the night on private notes.
@@ -63,12 +64,8 @@ pub(crate) struct Generate {
     /// File with the prompt; `-` is standard input
     #[arg(short, long, value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
-    /// Put the prompt into the model's chat template
-    #[arg(long)]
-    pub(crate) chat: bool,
-    /// System message, with --chat
-    #[arg(long, value_name = "TEXT", requires = "chat", allow_hyphen_values = true)]
-    pub(crate) system: Option<String>,
+    #[command(flatten)]
+    pub(crate) chat: ChatFlags,
     /// Most tokens to generate; without it, until the model ends or the context is full
     #[arg(short = 'n', long = "predict", alias = "n-predict", env = "NIGHTMONK_PREDICT", value_name = "N")]
     pub(crate) predict: Option<usize>,

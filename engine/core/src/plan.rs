@@ -270,7 +270,8 @@ impl Plan {
                 if request.load == Load::Resident || transposed {
                     let panels = panel_bytes(&spec, form);
                     plan.weight_bytes += panels;
-                    let shrinks = spec.kind == TensorKind::Matrix && form == TensorForm::from(Dtype::Bf16);
+                    let matrices = matches!(spec.kind, TensorKind::Matrix | TensorKind::Stack { .. });
+                    let shrinks = matrices && form == TensorForm::from(Dtype::Bf16);
                     saved += if shrinks { panels as f64 * (1.0 - PACKED_BITS / 16.0) } else { 0.0 };
                     strip = strip.max(strip_bytes(&spec, form));
                 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use numa::Topology;
 use simd::matmul::Activations;
 use simd::{Dtype, Isa};
 
@@ -371,8 +372,12 @@ pub(crate) struct Plan {
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) vram: Option<u64>,
     /// Nodes that share the model; without it, those of this machine
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "topology")]
     pub(crate) nodes: Option<NonZeroUsize>,
+    /// Nodes of another machine: NODESxCORESxGIB, with cores and memory of each, or a JSON file; each has to have room for
+    /// its share
+    #[arg(long, value_name = "2x32x384|FILE", value_parser = Topology::from_argument)]
+    pub(crate) topology: Option<Topology>,
     /// Bytes that the machine reads from memory in a second, in GB/s; without it, measured, but not for a machine that is
     /// only described
     #[arg(long, value_name = "GB/S", requires = "peak", value_parser = positive)]

@@ -142,7 +142,7 @@ fn stacked_experts_give_the_bits_of_published_ones_wherever_they_live() {
 }
 
 fn pack(source: &Path, target: &Path, plain: bool) -> PackReport {
-    let options = PackOptions { plain, max_shard_bytes: 10_000, threads: 2, ..PackOptions::default() };
+    let options = PackOptions { plain, max_shard_bytes: 40_000, threads: 2, ..PackOptions::default() };
     pack_folder(source, target, &options, &mut |_| {}).unwrap()
 }
 

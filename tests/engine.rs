@@ -23,7 +23,16 @@ use crate::tiny_model::{VOCAB_SIZE, tiny_model};
 
 const FAMILIES: [&str; 2] = ["qwen3_moe", "llama"];
 const CTX_SIZE: usize = 200;
-const GREEDY: SamplingParams = SamplingParams { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0 };
+const GREEDY: SamplingParams = SamplingParams {
+    temperature: 0.0,
+    top_k: 0,
+    top_p: 1.0,
+    min_p: 0.0,
+    seed: 0,
+    repetition_penalty: 1.0,
+    presence_penalty: 0.0,
+    frequency_penalty: 0.0,
+};
 /// One sequence at a time, its prompt in one step.
 const ALONE: EngineOptions = sizes(1, 256, 1);
 
@@ -83,6 +92,7 @@ struct Stream {
     prefilled: usize,
     tokens: Vec<u32>,
     text: String,
+    embedding: Option<Vec<f32>>,
     end: Option<Result<Completion, SequenceError>>,
 }
 
@@ -120,6 +130,7 @@ fn run_submitting(engine: &mut Engine, requests: &[Request]) -> Streams {
         for event in events.drain(..) {
             let (Event::Prefill { id, .. }
             | Event::Token { id, .. }
+            | Event::Embedded { id, .. }
             | Event::Finished { id, .. }
             | Event::Failed { id, .. }) = &event;
             let stream = streams.entry(*id).or_default();
@@ -136,6 +147,7 @@ fn run_submitting(engine: &mut Engine, requests: &[Request]) -> Streams {
                     stream.tokens.push(token);
                     stream.text += &text;
                 }
+                Event::Embedded { values, .. } => stream.embedding = Some(values),
                 Event::Finished { completion, .. } => {
                     assert_eq!(stream.tokens, completion.tokens);
                     assert_eq!(stream.text, completion.text);

@@ -55,6 +55,7 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
                     }
                 }
                 Event::Failed { error, .. } => return Err(error.into()),
+                Event::Embedded { .. } => {}
                 Event::Finished { completion, .. } => {
                     let bandwidth = figures::read_bandwidth(&mut engine).max(before);
                     let timings = &completion.timings;
@@ -172,11 +173,6 @@ fn tokens(arguments: &Generate, prompt: &str, text: &ModelText) -> Result<Prompt
 /// A flag, else the model's own default, else its plain distribution.
 fn sampling(flags: &Sampling, text: &ModelText) -> Result<SamplingParams, Failure> {
     let defaults = &text.defaults;
-    if let Some(penalty) = defaults.repetition_penalty.filter(|penalty| *penalty != 1.0) {
-        eprintln!(
-            "note: generation_config.json asks for repetition_penalty {penalty}, which this version does not have"
-        );
-    }
     let greedy = defaults.do_sample == Some(false);
     let plain = SamplingParams::default();
     let params = SamplingParams {
@@ -185,6 +181,8 @@ fn sampling(flags: &Sampling, text: &ModelText) -> Result<SamplingParams, Failur
         top_p: flags.top_p.or(defaults.top_p).unwrap_or(plain.top_p),
         min_p: flags.min_p.or(defaults.min_p).unwrap_or(plain.min_p),
         seed: flags.seed,
+        repetition_penalty: defaults.repetition_penalty.unwrap_or(plain.repetition_penalty),
+        ..plain
     };
     params.validate().map_err(|error| Failure::Usage(error.to_string()))?;
     Ok(params)

@@ -12,14 +12,14 @@ use numa::{Pinning, Pool};
 use simd::Dtype;
 
 use super::event::{Event, FinishReason, Refused, Request, SequenceId};
-use super::sequence::{After, Sequence};
+use super::sequence::{After, Drawn, Sequence};
 use super::timing::Totals;
 use crate::adapter::{Adapter, AdapterError, AdapterFolder, AdapterSet};
 use crate::checkpoint::CheckpointError;
 use crate::homes::NodePages;
 use crate::kv_cache::{BlockId, KvCache, KvShape, blocks_for};
 use crate::model::{AdapterRoom, Batch, Model, Row, Workspace};
-use crate::sampler::Sampler;
+use crate::sampler::{Sampler, TOP_LOGPROBS_MAX};
 use crate::text::{Detokenizer, StopStrings, Tokenizer};
 
 /// Sizes of an engine; with them every byte that it will ever take is known.
@@ -270,7 +270,18 @@ impl<'t> Engine<'t> {
             }
         }
         let id = SequenceId(self.next_id);
-        let sampler = Sampler::new(request.sampling, self.tokenizer.vocab_size().min(vocab_size))?;
+        let drawable = self.tokenizer.vocab_size().min(vocab_size);
+        if let Some((token, _)) = request.logit_bias.iter().find(|(token, _)| *token as usize >= drawable) {
+            return Err(Refused::BiasedToken { token: *token, vocab_size: drawable });
+        }
+        if let Some(asked) = request.logprobs.filter(|asked| *asked > TOP_LOGPROBS_MAX) {
+            return Err(Refused::Logprobs { asked, most: TOP_LOGPROBS_MAX });
+        }
+        if request.constraint.as_ref().is_some_and(|constraint| !constraint.is_for(self.tokenizer, &self.eos)) {
+            return Err(Refused::ForeignConstraint);
+        }
+        let sampler = Sampler::with_bias(request.sampling, request.logit_bias.clone(), drawable)?
+            .reserving(request.constraint.is_some(), request.logprobs.unwrap_or(0));
         let stop = StopStrings::new(request.stop.clone())?;
         let detokenizer = Detokenizer::showing(self.tokenizer, request.shown_tokens.clone());
         let chosen = request.adapters.iter().map(|(name, scale)| match self.adapters.get(name) {
@@ -375,12 +386,12 @@ impl<'t> Engine<'t> {
             // Logits that no token came of are counted as read bytes, but not as a token.
             self.totals.generated_tokens += usize::from(drawn.is_ok());
             match drawn {
-                Ok((token, text, After::GoesOn)) => {
-                    events.push(Event::Token { id, token, text });
+                Ok(Drawn { token, text, logprobs, after: After::GoesOn }) => {
+                    events.push(Event::Token { id, token, text, logprobs });
                     index += 1;
                 }
-                Ok((token, text, After::Ended(reason))) => {
-                    events.push(Event::Token { id, token, text });
+                Ok(Drawn { token, text, logprobs, after: After::Ended(reason) }) => {
+                    events.push(Event::Token { id, token, text, logprobs });
                     events.push(self.running.remove(index).finished(reason));
                     self.chosen.remove(index);
                     self.kv.give_back(self.tables.remove(index));

@@ -1,0 +1,1 @@
+//! What stands before a constrained text in a turn.

@@ -11,7 +11,8 @@ use std::time::Instant;
 use numa::{Pinning, Pool};
 use simd::Dtype;
 
-use super::event::{Event, FinishReason, Refused, Request, SequenceId};
+use super::embedding::{Pool as EmbeddingPool, Pooled};
+use super::event::{Event, FinishReason, Output, Refused, Request, SequenceId};
 use super::sequence::{After, Drawn, Sequence};
 use super::timing::Totals;
 use crate::adapter::{Adapter, AdapterError, AdapterFolder, AdapterSet};
@@ -250,8 +251,16 @@ impl<'t> Engine<'t> {
     ///
     /// # Errors
     /// [`Refused`] with the number that would fit. A request that is taken is never cut short for lack of room.
-    pub fn submit(&mut self, request: Request) -> Result<SequenceId, Refused> {
+    pub fn submit(&mut self, mut request: Request) -> Result<SequenceId, Refused> {
         let vocab_size = self.model.config().vocab_size;
+        let pool = match request.output {
+            Output::Text => None,
+            Output::Embedding(pooling) => {
+                request.refuse_what_embeddings_have_not()?;
+                request.max_tokens = 0;
+                Some(EmbeddingPool::new(pooling, request.tokens.len(), self.model.config().hidden_size))
+            }
+        };
         if request.tokens.is_empty() {
             return Err(Refused::EmptyPrompt);
         }
@@ -290,7 +299,7 @@ impl<'t> Engine<'t> {
         });
         let adapters = AdapterSet::new(chosen.collect::<Result<_, _>>()?)?;
         self.next_id += 1;
-        self.waiting.push_back(Sequence::new(id, request, adapters, sampler, detokenizer, stop));
+        self.waiting.push_back(Sequence::new(id, request, pool, adapters, sampler, detokenizer, stop));
         Ok(id)
     }
 
@@ -307,7 +316,8 @@ impl<'t> Engine<'t> {
         self.choose_rows();
         let batch = Batch { rows: &self.rows, tables: &self.tables, logits: &self.wanted, adapters: &self.chosen };
         let start = Instant::now();
-        self.model.forward(&batch, &mut self.kv, &mut self.space, &mut ());
+        let mut pooled = Pooled { model: &self.model, batch: &batch, running: &mut self.running };
+        self.model.forward(&batch, &mut self.kv, &mut self.space, &mut pooled);
         let time = start.elapsed();
         self.model.check_intact()?;
 
@@ -363,7 +373,7 @@ impl<'t> Engine<'t> {
                 sequence: index,
                 experts_per_token: sequence.experts_per_token,
             }));
-            if rows > 0 && rows == sequence.pending() {
+            if rows > 0 && rows == sequence.pending() && sequence.pool.is_none() {
                 self.wanted.push(self.rows.len() - 1);
             }
         }
@@ -378,6 +388,13 @@ impl<'t> Engine<'t> {
             let sequence = &mut self.running[index];
             if sequence.pending() > 0 {
                 index += 1;
+                continue;
+            }
+            if let Some(pool) = &sequence.pool {
+                events.push(pool.event(sequence.id));
+                self.running.remove(index);
+                self.chosen.remove(index);
+                self.kv.give_back(self.tables.remove(index));
                 continue;
             }
             let logits = logits.next().expect("the logits of every sequence without pending tokens were wanted");

@@ -78,6 +78,22 @@ impl Request {
     }
 }
 
+impl Request {
+    /// Names the first field that is for generated text, if it is set.
+    pub(super) fn refuse_what_embeddings_have_not(&self) -> Result<(), Refused> {
+        let set = [
+            ("logit_bias", !self.logit_bias.is_empty()),
+            ("logprobs", self.logprobs.is_some()),
+            ("constraint", self.constraint.is_some()),
+            ("stop", !self.stop.is_empty()),
+        ];
+        match set.into_iter().find(|(_, set)| *set) {
+            Some((field, _)) => Err(Refused::NotForEmbedding { field }),
+            None => Ok(()),
+        }
+    }
+}
+
 /// A sequence of this engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SequenceId(pub(super) u64);

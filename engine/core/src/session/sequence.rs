@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use super::embedding::Pool;
 use super::event::{Completion, Event, FinishReason, Request, SequenceError, SequenceId};
 use super::timing::Timings;
 use crate::adapter::AdapterSet;
@@ -22,6 +23,8 @@ pub(super) struct Sequence<'t> {
     top_logprobs: Option<usize>,
     logprobs: Vec<TokenLogprobs>,
     matcher: Option<Matcher>,
+    /// Of a prompt that is embedded.
+    pub(super) pool: Option<Pool>,
     detokenizer: Detokenizer<'t>,
     stop: StopStrings,
     text: String,
@@ -46,6 +49,7 @@ impl<'t> Sequence<'t> {
     pub(super) fn new(
         id: SequenceId,
         request: Request,
+        pool: Option<Pool>,
         adapters: AdapterSet,
         mut sampler: Sampler,
         detokenizer: Detokenizer<'t>,
@@ -68,6 +72,7 @@ impl<'t> Sequence<'t> {
             top_logprobs: logprobs,
             logprobs: Vec::new(),
             matcher: constraint.map(|constraint| constraint.begin()),
+            pool,
             detokenizer,
             stop,
             text: String::new(),
@@ -85,9 +90,9 @@ impl<'t> Sequence<'t> {
         self.prompt_tokens + self.max_tokens.saturating_sub(1)
     }
 
-    /// No token was asked for.
+    /// Neither a token nor an embedding was asked for.
     pub(super) fn wants_nothing(&self) -> bool {
-        self.max_tokens == 0
+        self.max_tokens == 0 && self.pool.is_none()
     }
 
     /// Its prompt is in the cache, and it has drawn a token.

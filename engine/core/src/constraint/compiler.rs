@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
-use llguidance::toktrie::TokEnv;
+use llguidance::toktrie::{TokEnv, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 
@@ -105,6 +105,12 @@ impl ConstraintCompiler {
 impl Shared {
     pub(super) fn is_for(&self, tokenizer: &Tokenizer, eos: &[u32]) -> bool {
         self.vocab_size == tokenizer.vocab_size() && self.eos == ends(eos)
+    }
+
+    /// The control token that is spelled like this.
+    pub(super) fn control_token(&self, text: &str) -> Option<u32> {
+        let marked = [&[TokTrie::SPECIAL_TOKEN_MARKER], text.as_bytes()].concat();
+        self.factory.tok_env().tok_trie().token_id_at_bytes(&marked)
     }
 
     pub(super) fn compile(

@@ -13,6 +13,7 @@ mod limits;
 mod thoughts;
 mod tools;
 mod vocabulary;
+mod xml;
 
 #[cfg(test)]
 mod tests;

@@ -26,27 +26,53 @@ fn scratch() {
             matcher.accept(*id).unwrap();
             allacc += t.elapsed();
         }
-        eprintln!("{name}: {} tokens, mask mean {:?} worst {worst:?}, accept {:?}; complete {:?}", ids.len(), all / ids.len() as u32, allacc / ids.len() as u32, matcher.is_complete());
+        eprintln!(
+            "{name}: {} tokens, mask mean {:?} worst {worst:?}, accept {:?}; complete {:?}",
+            ids.len(),
+            all / ids.len() as u32,
+            allacc / ids.len() as u32,
+            matcher.is_complete()
+        );
     };
     let t = Instant::now();
     let schema = serde_json::json!({"type":"object","properties":{"name":{"type":"string"},"age":{"type":"integer","minimum":0},"tags":{"type":"array","items":{"type":"string"}},"kind":{"enum":["bee","wasp"]}},"required":["name","age","tags","kind"],"additionalProperties":false});
     let c = compiler.json_schema(&schema, &Limits::default()).unwrap();
     eprintln!("compile {:?}", t.elapsed());
-    follow("schema", &c, "{\"name\": \"Anna Maria of the long long name with many words in it\", \"age\": 31,\n \"tags\": [\"honey\", \"пчела\"], \"kind\": \"bee\"}");
-    follow("schema again", &c, "{\"name\": \"Anna Maria of the long long name with many words in it\", \"age\": 31,\n \"tags\": [\"honey\", \"пчела\"], \"kind\": \"bee\"}");
+    follow(
+        "schema",
+        &c,
+        "{\"name\": \"Anna Maria of the long long name with many words in it\", \"age\": 31,\n \"tags\": [\"honey\", \"пчела\"], \"kind\": \"bee\"}",
+    );
+    follow(
+        "schema again",
+        &c,
+        "{\"name\": \"Anna Maria of the long long name with many words in it\", \"age\": 31,\n \"tags\": [\"honey\", \"пчела\"], \"kind\": \"bee\"}",
+    );
     let text = "Okay, so the user wants \"JSON\".\n\nLet me think: { } and <b> then, пчела. 1 + 2 = 3;\n\n";
-    let c = compiler.lark(r#"start: thoughts? body
+    let c = compiler
+        .lark(
+            r#"start: thoughts? body
 body: "{}"
 thoughts: "<think>" inner
-inner[lazy]: /(?s:.*)<\/think>\s{0,4}/"#).unwrap();
+inner[lazy]: /(?s:.*)<\/think>\s{0,4}/"#,
+        )
+        .unwrap();
     follow("lazy", &c, &format!("<think>{text}</think>{{}}"));
-    let c = compiler.lark(r#"start: thoughts? ws body
+    let c = compiler
+        .lark(
+            r#"start: thoughts? ws body
 ws: /\s{0,4}/
 body: "{}"
 thoughts: "<think>" inner
-inner[suffix="</think>"]: /(?s:.*)/"#).unwrap();
+inner[suffix="</think>"]: /(?s:.*)/"#,
+        )
+        .unwrap();
     follow("suffix", &c, &format!("<think>{text}</think>\n\n{{}}"));
-    let c = compiler.lark(r#"start: text 
-text: /(?s:.*)/ <[0]> "{}" "#).unwrap();
+    let c = compiler
+        .lark(
+            r#"start: text 
+text: /(?s:.*)/ <[0]> "{}" "#,
+        )
+        .unwrap();
     follow("greedy", &c, &format!("{text}"));
 }

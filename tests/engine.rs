@@ -3,6 +3,7 @@
 //! Tiny models say noise, and a token is a byte: characters are cut in half and stop strings are split over tokens
 //! without any effort. Every run of an engine goes through [`run`], which checks what must be true of any stream of events.
 
+mod asked;
 mod poison;
 
 use std::collections::BTreeMap;
@@ -134,7 +135,7 @@ fn run_submitting(engine: &mut Engine, requests: &[Request]) -> Streams {
             | Event::Finished { id, .. }
             | Event::Failed { id, .. }) = &event;
             let stream = streams.entry(*id).or_default();
-            assert!(stream.end.is_none(), "{event:?} after the end");
+            assert!(stream.end.is_none() && stream.embedding.is_none(), "{event:?} after the end");
             match event {
                 Event::Prefill { id, done, total } => {
                     if stream.prefilled == 0 {
@@ -158,10 +159,11 @@ fn run_submitting(engine: &mut Engine, requests: &[Request]) -> Streams {
                 Event::Failed { error, .. } => stream.end = Some(Err(error)),
             }
         }
-        let running = streams.values().filter(|stream| stream.prefilled > 0 && stream.end.is_none()).count();
+        let goes_on = |stream: &&Stream| stream.prefilled > 0 && stream.end.is_none() && stream.embedding.is_none();
+        let running = streams.values().filter(goes_on).count();
         assert!(running <= options.width, "{running} sequences side by side");
     }
-    assert!(streams.values().all(|stream| stream.end.is_some()), "none is forgotten");
+    assert!(streams.values().all(|stream| stream.end.is_some() != stream.embedding.is_some()), "none is forgotten");
     assert!(began.is_sorted(), "first come, first served: {began:?}");
     assert_eq!(engine.free_blocks(), options.width * blocks_for(options.ctx_size), "all blocks are back");
 

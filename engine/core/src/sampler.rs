@@ -422,4 +422,6 @@ fn nucleus(ranked: &[Candidate], max: f64, enough: f64) -> Option<usize> {
 }
 
 #[cfg(test)]
+mod adjust_tests;
+#[cfg(test)]
 mod tests;

@@ -5,9 +5,12 @@ use std::num::NonZeroUsize;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use engine_core::config::ModelConfig;
+use engine_core::constraint::Constraint;
 use engine_core::sampler::SamplingParams;
 use engine_core::session::{Event, Request};
-use engine_core::text::{ChatTemplate, CivilTime, Message, RenderOptions, SpeechParser, StopStrings, Tools};
+use engine_core::text::{
+    ChatTemplate, CivilTime, Message, RenderOptions, SpeechFormat, SpeechParser, StopStrings, Tools,
+};
 use serde_json::json;
 
 use crate::args::{Format, Generate, Run, Sampling};
@@ -24,7 +27,7 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
     model::check_folder(&arguments.model)?;
     let text = ModelText::from_dir(&arguments.model)?;
     let sampling = sampling(&arguments.sampling, &text)?;
-    let Prompt { tokens, shown_tokens, mut turn } = tokens(arguments, &prompt, &text)?;
+    let Prompt { tokens, shown_tokens, constraint, mut turn } = tokens(arguments, &prompt, &text)?;
     let (run, max_tokens) = room(arguments, tokens.len())?;
     let work = Work::Tokens { prompt: tokens.len(), generate: max_tokens };
     let opened = Opened::new(&arguments.model, &run, 1, LogitRows::Last, work)?;
@@ -34,7 +37,9 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
 
     let mut prefill = Some(Progress::new("prompt", Unit::Tokens, tokens.len() as u64));
     let stop = arguments.stop.clone();
-    let request = Request { stop, adapters, shown_tokens, ..Request::new(tokens, max_tokens, sampling) };
+    let logit_bias = arguments.form.logit_bias.clone();
+    let request =
+        Request { stop, adapters, shown_tokens, logit_bias, constraint, ..Request::new(tokens, max_tokens, sampling) };
     engine.submit(request).map_err(|refused| Failure::Usage(refused.to_string()))?;
 
     let mut events = Vec::new();
@@ -82,6 +87,9 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
                                     "top_p": sampling.top_p,
                                     "min_p": sampling.min_p,
                                     "seed": sampling.seed,
+                                    "repetition_penalty": sampling.repetition_penalty,
+                                    "presence_penalty": sampling.presence_penalty,
+                                    "frequency_penalty": sampling.frequency_penalty,
                                 },
                                 "timings": {
                                     "prompt_tokens_per_second": timings.prefill_rate(),
@@ -147,13 +155,15 @@ fn room(arguments: &Generate, prompt: usize) -> Result<(Run, usize), Failure> {
 struct Prompt {
     tokens: Vec<u32>,
     shown_tokens: Vec<u32>,
+    constraint: Option<Constraint>,
     turn: Turn,
 }
 
 fn tokens(arguments: &Generate, prompt: &str, text: &ModelText) -> Result<Prompt, Failure> {
     if !arguments.chat {
         let tokens = text.tokenizer.encode(prompt, true)?;
-        return Ok(Prompt { tokens, shown_tokens: Vec::new(), turn: Turn::of_text() });
+        let constraint = arguments.form.constraint(text, SpeechFormat::PLAIN, "")?;
+        return Ok(Prompt { tokens, shown_tokens: Vec::new(), constraint, turn: Turn::of_text() });
     }
     let mut messages = Vec::new();
     messages.extend(arguments.system.iter().map(|system| Message::new("system", system.as_str())));
@@ -165,9 +175,11 @@ fn tokens(arguments: &Generate, prompt: &str, text: &ModelText) -> Result<Prompt
     let template = ChatTemplate::from_dir(&arguments.model)?;
     let tokens = template.render_to_tokens(&text.tokenizer, &messages, &options)?;
     let format = template.speech_format(&options)?;
-    let parser = SpeechParser::new(format, Tools::default(), &text.tokenizer.decode_end(&tokens)?);
+    let prompt_end = text.tokenizer.decode_end(&tokens)?;
+    let constraint = arguments.form.constraint(text, format, &prompt_end)?;
+    let parser = SpeechParser::new(format, Tools::default(), &prompt_end);
     let shown_tokens = format.shown_tokens(&text.tokenizer);
-    Ok(Prompt { tokens, shown_tokens, turn: Turn::of_chat(parser) })
+    Ok(Prompt { tokens, shown_tokens, constraint, turn: Turn::of_chat(parser) })
 }
 
 /// A flag, else the model's own default, else its plain distribution.
@@ -181,8 +193,9 @@ fn sampling(flags: &Sampling, text: &ModelText) -> Result<SamplingParams, Failur
         top_p: flags.top_p.or(defaults.top_p).unwrap_or(plain.top_p),
         min_p: flags.min_p.or(defaults.min_p).unwrap_or(plain.min_p),
         seed: flags.seed,
-        repetition_penalty: defaults.repetition_penalty.unwrap_or(plain.repetition_penalty),
-        ..plain
+        repetition_penalty: flags.repeat_penalty.or(defaults.repetition_penalty).unwrap_or(plain.repetition_penalty),
+        presence_penalty: flags.presence_penalty.unwrap_or(plain.presence_penalty),
+        frequency_penalty: flags.frequency_penalty.unwrap_or(plain.frequency_penalty),
     };
     params.validate().map_err(|error| Failure::Usage(error.to_string()))?;
     Ok(params)

@@ -4,6 +4,7 @@
 //! prompts, computes them together, and draws a token wherever a sequence has come to its end. A sequence is admitted
 //! only when all KV blocks that it may ever need are free, so nothing that runs can be starved or evicted.
 
+mod admission;
 mod embedding;
 mod engine;
 mod evaluate;
@@ -14,5 +15,8 @@ mod timing;
 pub use embedding::normalize;
 pub use engine::{Engine, EngineError, EngineOptions};
 pub use evaluate::Evaluator;
-pub use event::{Completion, Event, FinishReason, Output, Pooling, Refused, Request, SequenceError, SequenceId};
+pub use event::{
+    Completion, Event, FinishReason, Output, Pooling, Priority, Refused, Request, SequenceError, SequenceId, Slot,
+    SlotState,
+};
 pub use timing::{Timings, Totals};

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use super::embedding::Pool;
-use super::event::{Completion, Event, FinishReason, Request, SequenceError, SequenceId};
+use super::event::{Completion, Event, FinishReason, Priority, Request, SequenceError, SequenceId, Slot, SlotState};
 use super::timing::Timings;
 use crate::adapter::AdapterSet;
 use crate::constraint::Matcher;
@@ -13,6 +13,7 @@ use crate::text::{Detokenizer, StopOutcome, StopStrings};
 
 pub(super) struct Sequence<'t> {
     pub(super) id: SequenceId,
+    pub(super) priority: Priority,
     pub(super) tokens: Vec<u32>, // prompt, then generated
     pub(super) computed: usize,  // positions whose keys and values are in the cache
     pub(super) adapters: AdapterSet,
@@ -55,13 +56,14 @@ impl<'t> Sequence<'t> {
         detokenizer: Detokenizer<'t>,
         stop: StopStrings,
     ) -> Self {
-        let Request { mut tokens, max_tokens, experts_per_token, logprobs, constraint, .. } = request;
+        let Request { mut tokens, max_tokens, experts_per_token, priority, logprobs, constraint, .. } = request;
         let prompt_tokens = tokens.len();
         sampler.prompt(&tokens);
         tokens.reserve_exact(max_tokens);
         let timings = Timings { prefill_tokens: prompt_tokens, ..Timings::default() };
         Self {
             id,
+            priority,
             tokens,
             computed: 0,
             adapters,
@@ -158,6 +160,21 @@ impl<'t> Sequence<'t> {
         (text, reason)
     }
 
+    /// How it stands, if it runs.
+    pub(super) fn running_slot(&self) -> Slot {
+        self.slot(if self.decodes() { SlotState::Decoding } else { SlotState::Prefilling })
+    }
+
+    /// How it stands, if it waits.
+    pub(super) fn waiting_slot(&self) -> Slot {
+        self.slot(SlotState::Queued)
+    }
+
+    fn slot(&self, state: SlotState) -> Slot {
+        let Self { id, priority, prompt_tokens, computed, .. } = *self;
+        Slot { id, state, priority, prompt_tokens, computed, generated: self.tokens.len() - prompt_tokens }
+    }
+
     /// Its last event.
     pub(super) fn finished(mut self, finish_reason: FinishReason) -> Event {
         let completion = Completion {
@@ -166,6 +183,7 @@ impl<'t> Sequence<'t> {
             text: self.text,
             finish_reason,
             prompt_tokens: self.prompt_tokens,
+            cached_tokens: 0,
             timings: self.timings,
         };
         Event::Finished { id: self.id, completion }

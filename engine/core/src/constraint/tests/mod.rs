@@ -74,12 +74,14 @@ pub(super) fn babble(constraint: &Constraint, tokenizer: &Tokenizer, seed: u64, 
         for closing in [b'"', b'}', b']', b'>'] {
             logits[usize::from(closing)] += haste;
         }
-        // A free text ends with its tag, which noise would never spell.
-        let text: Vec<u8> = ids.iter().filter_map(|id| tokenizer.token_bytes(*id)).flatten().copied().collect();
-        let spelt = (0..TAG.len()).rev().find(|len| text.ends_with(&TAG[..*len])).unwrap_or(0);
-        logits[usize::from(TAG[spelt])] += 3.0 * haste;
         logits[END as usize] += 2.0 * haste;
         let mask = matcher.mask().expect("the constraint is followed");
+        // A free text, where a line may end, ends with its tag, which noise would never spell.
+        if mask[0] >> b'\n' & 1 == 1 {
+            let text: Vec<u8> = ids.iter().filter_map(|id| tokenizer.token_bytes(*id)).flatten().copied().collect();
+            let spelt = (0..TAG.len()).rev().find(|len| text.ends_with(&TAG[..*len])).unwrap_or(0);
+            logits[usize::from(TAG[spelt])] += 3.0 * haste;
+        }
         let token = sampler.sample_masked(&logits, ids.len() as u64, Some(mask)).expect("a token is left").token;
         if token == END {
             assert!(matcher.is_complete().expect("the constraint is followed"), "it ends where it may");

@@ -21,7 +21,7 @@ mod template;
 mod tokenizer;
 
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 #[cfg(test)]
 mod tokenizer_tests;
 
@@ -31,6 +31,7 @@ pub use error::TextError;
 pub use generation_config::GenerationDefaults;
 pub use message::{Content, Message};
 pub use reasoning_effort::ReasoningEffort;
+pub(crate) use speech::marks;
 pub use speech::{CallFormat, Speech, SpeechEvent, SpeechFormat, SpeechParser, ToolCall, Tools};
 pub use stop::{StopOutcome, StopStrings};
 pub use template::{ChatTemplate, RenderOptions};

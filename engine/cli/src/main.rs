@@ -24,6 +24,7 @@ mod model;
 mod nodes;
 mod output;
 mod progress;
+mod svg;
 mod turn;
 
 use std::process::ExitCode;
@@ -54,6 +55,9 @@ fn run() -> ExitCode {
         Command::Doctor(arguments) => commands::doctor::run(&arguments),
         Command::Selftest(Selftest { command: SelftestCommand::Numerics(arguments) }) => {
             commands::numerics::run(&arguments)
+        }
+        Command::Selftest(Selftest { command: SelftestCommand::Context(arguments) }) => {
+            commands::context::run(&arguments)
         }
     };
     match result {

@@ -94,11 +94,11 @@ impl Score {
     }
 }
 
-/// Negative logarithm of the probability of `token`, in nats.
+/// Negative logarithm of the probability of `token`, in nats. By `libm`, whose exponentials are the same everywhere.
 fn negative_log_likelihood(logits: &[f32], token: u32) -> f64 {
     let most = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    let sum: f64 = logits.iter().map(|logit| (f64::from(*logit) - most).exp()).sum();
-    sum.ln() + most - f64::from(logits[token as usize])
+    let sum: f64 = logits.iter().map(|logit| libm::exp(f64::from(*logit) - most)).sum();
+    libm::log(sum) + most - f64::from(logits[token as usize])
 }
 
 pub(crate) fn run(arguments: &Perplexity) -> Result<(), Failure> {
@@ -140,15 +140,20 @@ pub(crate) fn run(arguments: &Perplexity) -> Result<(), Failure> {
             of_window[0] = bos;
         }
         evaluator.restart();
-        evaluator.feed_from(&of_window[..fed], windows.context - 1, &mut (), |position, logits| {
-            if !simd::elementwise::all_finite(model.options().isa, logits) {
+        let isa = model.options().isa;
+        let of_position = |position: usize, logits: &[f32]| {
+            let finite = simd::elementwise::all_finite(isa, logits);
+            finite.then(|| negative_log_likelihood(logits, of_window[position + 1]))
+        };
+        evaluator.map_from(&of_window[..fed], windows.context - 1, of_position, |position, nll| {
+            let Some(nll) = nll else {
                 let why = format!(
                     "logits at position {position} of window {} are not all finite; a cache of float32 has a wider range (-ctk f32)",
                     index + 1
                 );
                 return Err(Failure::Failed(why.into()));
-            }
-            score.add(negative_log_likelihood(logits, of_window[position + 1]));
+            };
+            score.add(nll);
             progress.set((index * fed + position + 1) as u64);
             Ok(())
         })?;

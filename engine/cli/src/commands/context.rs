@@ -35,6 +35,8 @@ use tasks::{Asking, Question, Task};
 
 /// The shortest length that is tried when nobody says.
 const FIRST_LENGTH: usize = 1024;
+/// Tokens of a text between two signs of progress.
+const PART: usize = 4096;
 
 pub(crate) fn run(arguments: &Context) -> Result<(), Failure> {
     model::check_folder(&arguments.model)?;
@@ -49,8 +51,10 @@ pub(crate) fn run(arguments: &Context) -> Result<(), Failure> {
     let text = ModelText::from_dir(&arguments.model)?;
     let asking = Asking::new(arguments, &text.tokenizer)?;
     let tasks = tasks::all(arguments, &asking, &lengths)?;
-    let prompts = tasks.iter().flat_map(|task| &task.questions).map(|question| &question.prompt[..]);
-    prompts.clone().try_for_each(|prompt| check_vocabulary(prompt, &config))?;
+    for task in &tasks {
+        check_vocabulary(&task.shared, &config)?;
+        task.questions.iter().try_for_each(|question| check_vocabulary(&question.rest, &config))?;
+    }
 
     let unscaled = match claim {
         None => None,
@@ -62,7 +66,8 @@ pub(crate) fn run(arguments: &Context) -> Result<(), Failure> {
         }
     };
     let prompt = tasks.iter().map(Task::tokens_to_read).sum();
-    let work = Work::Tokens { prompt, generate: prompts.count() * arguments.max_tokens.get() };
+    let questions = tasks.iter().map(|task| task.questions.len()).sum::<usize>();
+    let work = Work::Tokens { prompt, generate: questions.saturating_mul(arguments.max_tokens.get()) };
     let opened = Opened::new(&arguments.model, &run, 1, LogitRows::All, work)?;
     let request = opened.request;
     let loaded = opened.load()?;
@@ -113,10 +118,14 @@ fn ask(tasks: &[Task], reader: &Reader, evaluator: &mut Evaluator, scores: &mut 
         let codes: Vec<&str> = task.questions.iter().map(|question| question.fact.code.as_str()).collect();
         let mut found_here = 0;
         evaluator.restart();
-        for (index, question) in task.questions.iter().enumerate() {
-            let from = if index == 0 { 0 } else { task.shared };
-            let answer = reader.answer(evaluator, &question.prompt, from)?;
-            read += question.prompt.len() - from;
+        for part in task.shared.chunks(PART) {
+            evaluator.observe(part, &mut ())?;
+            read += part.len();
+            progress.set(read as u64);
+        }
+        for question in &task.questions {
+            let answer = reader.answer(evaluator, task.shared.len(), question)?;
+            read += question.rest.len();
             progress.set(read as u64);
             let found = corpus::names_first(&answer.text, &question.fact.code, &codes);
             scores.add(question.depth, task.length, found);
@@ -145,7 +154,7 @@ fn told(task: &Task, question: &Question, answer: Answer, found: bool, scores: &
         "round": task.round,
         "fact_at_token": before,
         "text_tokens": of,
-        "prompt_tokens": question.prompt.len(),
+        "prompt_tokens": task.shared.len() + question.rest.len(),
         "subject": question.fact.subject,
         "code": question.fact.code,
         "answer": answer.text,

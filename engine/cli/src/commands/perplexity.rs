@@ -6,7 +6,11 @@
 //! first. Control tokens in the text are characters, and one line break at its end is dropped, as in llama.cpp.
 //!
 //! For strided windows llama.cpp takes a larger context than it is asked for, leaves out a window that ends with the text,
-//! and puts no token before them. Here a window is what `--ctx-size` says, and all windows of the text count.
+//! and puts no token before them. Here a window is what `--ctx-size` says, and all windows of the text count. What
+//! `llama-perplexity -c N -b N --ppl-stride S` computes has windows of N + S / 2 tokens, rounded up to a multiple of 256.
+//!
+//! SmolLM2-135M in float32 on 8,611 tokens: 56.7722 here and there with keys and values in float32, 56.7726 and 56.7714
+//! with F16; strided on 2,671 tokens in windows of 768 (there `-c 512 -b 512 --ppl-stride 256`), 46.4801 and 46.4801.
 
 use std::fs::File;
 use std::io::Read;

@@ -4,7 +4,7 @@ use engine_core::session::Evaluator;
 use engine_core::text::{Detokenizer, Speech, SpeechFormat, Tools};
 use simd::Isa;
 
-use super::tasks::Asking;
+use super::tasks::{Asking, Question};
 use crate::failure::Failure;
 
 /// What a model said.
@@ -25,11 +25,17 @@ pub(super) struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// The answer to a prompt whose first `shared` tokens the evaluator has read.
-    pub(super) fn answer(&self, evaluator: &mut Evaluator, prompt: &[u32], shared: usize) -> Result<Answer, Failure> {
+    /// The answer to a question whose prompt begins with `shared` tokens, which the evaluator has read.
+    pub(super) fn answer(
+        &self,
+        evaluator: &mut Evaluator,
+        shared: usize,
+        question: &Question,
+    ) -> Result<Answer, Failure> {
         let tokenizer = self.asking.tokenizer;
         evaluator.rewind(shared);
-        let mut token = self.next(evaluator, shared, &prompt[shared..])?;
+        let mut token = self.next(evaluator, shared, &question.rest)?;
+        let prompt = shared + question.rest.len();
         let mut detokenizer = Detokenizer::showing(tokenizer, self.format.shown_tokens(tokenizer));
         let (mut text, mut tokens, mut ended) = (String::new(), 1, false);
         loop {
@@ -46,12 +52,12 @@ impl Reader<'_> {
             if tokens == self.max_tokens {
                 break;
             }
-            token = self.next(evaluator, prompt.len() + tokens - 1, &[token])?;
+            token = self.next(evaluator, prompt + tokens - 1, &[token])?;
             tokens += 1;
         }
         text += &detokenizer.finish();
         let text = match self.asking.is_chat() {
-            true => Speech::parse(self.format, Tools::default(), &tokenizer.decode_end(prompt)?, &text).content,
+            true => Speech::parse(self.format, Tools::default(), &question.prompt_end, &text).content,
             false => text.trim_start().lines().next().unwrap_or_default().into(),
         };
         Ok(Answer { text: text.trim().into(), tokens, ended })

@@ -11,28 +11,35 @@ use super::language::Language;
 use crate::args::Context;
 use crate::failure::Failure;
 
+/// More answers than these tell no more.
+const ROUNDS_MAX: usize = 1000;
+
 /// A text with facts, and a question about each of them.
 pub(super) struct Task {
     /// Index into the lengths.
     pub(super) length: usize,
     pub(super) round: usize,
-    /// Of all questions, the tokens that they begin with.
-    pub(super) shared: usize,
+    /// What the prompts of all questions begin with: all of the text.
+    pub(super) shared: Vec<u32>,
     pub(super) questions: Vec<Question>,
 }
 
 impl Task {
     /// Tokens that its prompts have together, those that they share once.
     pub(super) fn tokens_to_read(&self) -> usize {
-        self.shared + self.questions.iter().map(|question| question.prompt.len() - self.shared).sum::<usize>()
+        self.shared.len() + self.questions.iter().map(|question| question.rest.len()).sum::<usize>()
     }
 }
 
+/// A fact is asked for.
 pub(super) struct Question {
     /// Index into the depths.
     pub(super) depth: usize,
     pub(super) fact: Fact,
-    pub(super) prompt: Vec<u32>,
+    /// The prompt after what is shared; never empty.
+    pub(super) rest: Vec<u32>,
+    /// The last characters of the prompt, from which an answer's format is seen.
+    pub(super) prompt_end: String,
     /// Tokens of the text before the fact, and in all.
     pub(super) planted: (usize, usize),
 }
@@ -101,6 +108,9 @@ pub(super) fn all(arguments: &Context, asking: &Asking, lengths: &[usize]) -> Re
             format!("`--facts-per-context {in_one}`: a text has one fact at most at each of {} depths", depths.len());
         return Err(Failure::Usage(why));
     }
+    if arguments.rounds.get() > ROUNDS_MAX {
+        return Err(Failure::Usage(format!("`--rounds {}`: at most {ROUNDS_MAX} are asked", arguments.rounds)));
+    }
     let texts = depths.len().div_ceil(in_one);
     let mut tasks = Vec::new();
     for round in 0..arguments.rounds.get() {
@@ -115,13 +125,13 @@ pub(super) fn all(arguments: &Context, asking: &Asking, lengths: &[usize]) -> Re
                     .map(|depth| Planting { fact: &facts[*depth], depth: depths[*depth] / 100.0 })
                     .collect();
                 let room = tokens.saturating_sub(arguments.max_tokens.get());
-                let (text, prompts) = fit(&mut filler, asking, &plantings, room)?.ok_or_else(|| {
+                let Fitted { text, prompts } = fit(&mut filler, asking, &plantings, room)?.ok_or_else(|| {
                     Failure::Usage(format!(
                         "`--lengths {tokens}` has no room for a text with {} facts, a question and {} tokens of its answer; raise it, or lower `--facts-per-context`",
                         plantings.len(), arguments.max_tokens
                     ))
                 })?;
-                tasks.push(task(length, round, asking.tokenizer, &of_text, &plantings, &text, prompts)?);
+                tasks.push(task(length, round, asking.tokenizer, &of_text, &plantings, &text, &prompts)?);
             }
         }
     }
@@ -130,13 +140,14 @@ pub(super) fn all(arguments: &Context, asking: &Asking, lengths: &[usize]) -> Re
     Ok(tasks)
 }
 
-/// The longest text whose prompts have at most `room` tokens, and these, one a fact.
-fn fit(
-    corpus: &mut Corpus,
-    asking: &Asking,
-    plantings: &[Planting],
-    room: usize,
-) -> Result<Option<(Text, Vec<Vec<u32>>)>, Failure> {
+/// A text that fits, and its prompts, one a fact.
+struct Fitted {
+    text: Text,
+    prompts: Vec<Vec<u32>>,
+}
+
+/// The longest text whose prompts have at most `room` tokens.
+fn fit(corpus: &mut Corpus, asking: &Asking, plantings: &[Planting], room: usize) -> Result<Option<Fitted>, Failure> {
     let tokenizer = asking.tokenizer;
     let prompts = |text: &str| -> Result<Vec<Vec<u32>>, Failure> {
         plantings.iter().map(|planting| asking.prompt(text, &planting.fact.subject)).collect()
@@ -157,7 +168,7 @@ fn fit(
         let Some(text) = corpus.fit(plantings, room, sentence, whole)? else { return Ok(None) };
         let prompts = prompts(&text.text)?;
         if longest(&prompts) <= room + spare {
-            return Ok(Some((text, prompts)));
+            return Ok(Some(Fitted { text, prompts }));
         }
     }
     Ok(None)
@@ -170,18 +181,24 @@ fn task(
     depths: &[usize],
     plantings: &[Planting],
     text: &Text,
-    prompts: Vec<Vec<u32>>,
+    prompts: &[Vec<u32>],
 ) -> Result<Task, Failure> {
     let tokens = |text: &str| Ok::<_, Failure>(tokenizer.encode_text_only(text)?.len());
     let all = tokens(&text.text)?;
-    // Some token of each question has to be computed for the logits after it.
+    // Some token of each prompt has to be computed for the logits after it.
     let most = prompts.iter().map(|prompt| prompt.len().saturating_sub(1)).min().unwrap_or(0);
     let same = |index: &usize| prompts.iter().all(|prompt| prompt[*index] == prompts[0][*index]);
-    let shared = (0..most).take_while(same).count();
+    let count = (0..most).take_while(same).count();
+    let shared = prompts.first().map_or(Vec::new(), |prompt| prompt[..count].to_vec());
     let mut questions = Vec::new();
-    for (((prompt, planting), offset), depth) in prompts.into_iter().zip(plantings).zip(&text.offsets).zip(depths) {
-        let planted = (tokens(&text.text[..*offset])?, all);
-        questions.push(Question { depth: *depth, fact: planting.fact.clone(), prompt, planted });
+    for (((prompt, planting), offset), depth) in prompts.iter().zip(plantings).zip(&text.offsets).zip(depths) {
+        questions.push(Question {
+            depth: *depth,
+            fact: planting.fact.clone(),
+            rest: prompt[count..].to_vec(),
+            prompt_end: tokenizer.decode_end(prompt)?,
+            planted: (tokens(&text.text[..*offset])?, all),
+        });
     }
     Ok(Task { length, round, shared, questions })
 }

@@ -46,7 +46,7 @@ pub(crate) fn run(arguments: &Context) -> Result<(), Failure> {
     let lengths = lengths(arguments, &config)?;
     let longest = lengths.last().copied().unwrap_or(1);
     let claim = Claim::of(&config, &dials);
-    let run = rope_proof::run_for(claim.as_ref(), &arguments.run, config.longest_context(), longest);
+    let run = rope_proof::run_for(claim.as_ref(), &arguments.run, longest);
 
     let text = ModelText::from_dir(&arguments.model)?;
     let asking = Asking::new(arguments, &text.tokenizer)?;
@@ -84,9 +84,9 @@ pub(crate) fn run(arguments: &Context) -> Result<(), Failure> {
         Some((unscaled, claim, tokens)) => {
             let scaled = Rows::of(&claim, &mut evaluator, &tokens, isa, config.vocab_size)?;
             let proof = Proof::new(claim, &scaled, &unscaled);
-            eprintln!("{}", proof.words());
             // Answers of a model that is not the one that was asked for say nothing.
             proof.check()?;
+            eprintln!("{}", proof.words());
             Some(proof)
         }
     };

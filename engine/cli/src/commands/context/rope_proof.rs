@@ -33,6 +33,8 @@ pub(super) struct Claim {
     scaling: String,
     /// Positions that the model was trained on before it was stretched.
     original: usize,
+    /// Positions that it is stretched to.
+    longest: usize,
     /// Scaling that changes nothing within the original length, by its definition.
     only_beyond: bool,
 }
@@ -54,7 +56,8 @@ impl Claim {
             | RopeScaling::Yarn { original_max_position_embeddings: original, .. } => *original,
         };
         let only_beyond = matches!(scaling, RopeScaling::Dynamic { .. });
-        Some(Self { scaling: scaling.to_string(), original: (original as usize).max(1), only_beyond })
+        let (original, longest) = ((original as usize).max(1), config.longest_context());
+        Some(Self { scaling: scaling.to_string(), original, longest, only_beyond })
     }
 
     /// The context that shows it on both sides of the original length.
@@ -108,7 +111,9 @@ impl Rows {
         let mut opened = Opened::new(folder, run, 1, LogitRows::All, work)?;
         let unscaled = Dials { rope_scaling: Some(ScalingMethod::None), ..Dials::default() };
         opened.checkpoint.turn(&unscaled).map_err(|error| wrong_dial(&error))?;
-        opened.dials = [opened.dials.as_str(), "for comparison rope none"].join(", ").trim_start_matches(", ").into();
+        let others = Dials { rope_scale: None, yarn_orig_ctx: None, ..run.dials.dials() };
+        let words = Dials { rope_scaling: unscaled.rope_scaling, ..others }.words(opened.checkpoint.config());
+        opened.dials = format!("for comparison {words}");
         let (request, vocab_size) = (opened.request, opened.checkpoint.config().vocab_size);
         let loaded = opened.load()?;
         let adapters = loaded.adapter_set()?;
@@ -178,10 +183,12 @@ impl Proof {
             Some(format!("{difference:.2e} at positions {} to {}", positions.start, positions.end - 1))
         };
         let sides: Vec<String> = self.positions.iter().zip(&self.differences).filter_map(side).collect();
-        let Claim { scaling, original, .. } = &self.claim;
+        let Claim { scaling, original, longest, .. } = &self.claim;
         let beyond = match self.differences[1] {
-            Some(_) => String::new(),
-            None => format!(" (a `--ctx-size` above {original} shows positions beyond the original length)"),
+            None if longest > original => {
+                format!(" (a `--ctx-size` above {original} shows positions beyond the original length)")
+            }
+            _ => String::new(),
         };
         format!(
             "rope {scaling}: logits with and without it differ, root mean square over that of the logits, by {}{beyond}",
@@ -207,8 +214,8 @@ impl Proof {
 }
 
 /// The run in which a claim can be seen: its context reaches beyond the original length, unless another was asked for.
-pub(super) fn run_for(claim: Option<&Claim>, run: &Run, longest: usize, needed: usize) -> Run {
-    let shown = claim.map_or(0, |claim| claim.ctx_size().min(longest));
+pub(super) fn run_for(claim: Option<&Claim>, run: &Run, needed: usize) -> Run {
+    let shown = claim.map_or(0, |claim| claim.ctx_size().min(claim.longest));
     match run.ctx_size {
         Some(_) => run.clone(),
         None => run.with_ctx_size(NonZeroUsize::new(needed.max(shown)).unwrap_or(NonZeroUsize::MIN)),
@@ -220,7 +227,7 @@ mod tests {
     use super::*;
 
     fn claim(original: usize, only_beyond: bool) -> Claim {
-        Claim { scaling: "yarn x4 of 64".into(), original, only_beyond }
+        Claim { scaling: "yarn x4 of 64".into(), original, longest: 4 * original, only_beyond }
     }
 
     #[test]

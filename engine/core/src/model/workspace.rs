@@ -366,6 +366,18 @@ impl Workspace {
         &self.buffers.logits
     }
 
+    /// What `row` makes of the index and the logits of each of the `rows` that the last step wanted, in their order; the
+    /// workers share them.
+    pub fn map_logits<T: Send>(&mut self, rows: usize, row: impl Fn(usize, &[f32]) -> T + Sync) -> Vec<T> {
+        let Self { crew, buffers, shape } = self;
+        let logits = |index| &buffers.logits[index * shape.vocab_size..][..shape.vocab_size];
+        let mut made: Vec<Vec<(usize, T)>> = (0..crew.pool.threads()).map(|_| Vec::new()).collect();
+        crew.pool.run(&mut made, rows, |made, index| made.push((index, row(index, logits(index)))));
+        let mut made: Vec<_> = made.into_iter().flatten().collect();
+        made.sort_unstable_by_key(|(index, _)| *index);
+        made.into_iter().map(|(_, made)| made).collect()
+    }
+
     /// Bytes of weights, keys and values that the last step read, each matrix and each chosen expert once.
     pub fn bytes_read(&self) -> usize {
         self.crew.bytes_read

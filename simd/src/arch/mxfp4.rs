@@ -4,14 +4,14 @@
 //! with the BF16 matrix that the blocks stand for, and so are its bits.
 
 use super::Compute;
-use super::step::{self, PREFETCH_BYTES, Step};
+use super::step::{PREFETCH_BYTES, Step};
 use crate::matmul::PANEL;
 
 /// A cache line of a panel, see `matmul::mxfp4`.
 pub(crate) type Line = [u8; 64];
 
 /// Steps of a block of 32 columns.
-pub(crate) const BLOCK_STEPS: usize = step::BLOCK;
+pub(crate) const BLOCK_STEPS: usize = 16;
 /// Lines of weights of a block.
 pub(crate) const BLOCK_LINES: usize = 4;
 const LINE_STEPS: usize = BLOCK_STEPS / BLOCK_LINES;
@@ -84,23 +84,20 @@ impl<T: Mxfp4Step, const P: usize, const S: usize> Compute for Mxfp4Tile<'_, T, 
                 for p in 1..P {
                     nibbles[p] = step.nibbles(&lines[p][l]);
                 }
-                for j in (0..LINE_STEPS).step_by(2) {
-                    let mut weights = [[step.expand(nibbles[0], scales[0]); 2]; P];
+                for j in 0..LINE_STEPS {
+                    let mut weights = [step.expand(nibbles[0], scales[0]); P];
+                    for p in 1..P {
+                        weights[p] = step.expand(nibbles[p], scales[p]);
+                    }
                     for p in 0..P {
-                        let second = step.next(nibbles[p]);
-                        weights[p] = [step.expand(nibbles[p], scales[p]), step.expand(second, scales[p])];
-                        nibbles[p] = step.next(second);
+                        nibbles[p] = step.next(nibbles[p]);
                     }
                     for s in 0..S {
-                        let at = l * LINE_STEPS + j;
                         for p in 0..P {
-                            sums[s][p] = step.step_twice(weights[p], [&x[s][at], &x[s][at + 1]], sums[s][p]);
+                            sums[s][p] = step.step(weights[p], &x[s][l * LINE_STEPS + j], sums[s][p]);
                         }
                     }
                 }
-            }
-            for sums in sums.as_flattened_mut() {
-                *sums = step.end_block(*sums);
             }
         }
         let mut out = [[[0.0; PANEL]; P]; S];

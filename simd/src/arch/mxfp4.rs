@@ -14,7 +14,7 @@ pub(crate) type Line = [u8; 64];
 pub(crate) const BLOCK_STEPS: usize = 16;
 /// Lines of weights of a block.
 pub(crate) const BLOCK_LINES: usize = 4;
-const LINE_STEPS: usize = BLOCK_STEPS / BLOCK_LINES;
+pub(crate) const LINE_STEPS: usize = BLOCK_STEPS / BLOCK_LINES;
 /// Blocks that share a line of scales.
 pub(crate) const GROUP_BLOCKS: usize = 4;
 /// Lines of a whole group: one of scales, then its blocks.
@@ -22,15 +22,15 @@ pub(crate) const GROUP_LINES: usize = 1 + GROUP_BLOCKS * BLOCK_LINES;
 
 /// A way to expand 16 pairs of MXFP4 weights to the weights of a step.
 pub(crate) trait Mxfp4Step: Step {
-    /// A line of weights, of which the lowest four bits of every half word are next.
+    /// Weights of a step: the lowest four bits of every half word.
     type Nibbles: Copy;
     /// Scales of 16 rows for one block.
     type Scales: Copy;
 
     /// The scales of block `block % 4` of a group.
     fn scales(self, line: &Line, block: usize) -> Self::Scales;
-    fn nibbles(self, line: &Line) -> Self::Nibbles;
-    fn next(self, nibbles: Self::Nibbles) -> Self::Nibbles;
+    /// The steps of a line.
+    fn nibbles(self, line: &Line) -> [Self::Nibbles; LINE_STEPS];
     fn expand(self, nibbles: Self::Nibbles, scales: Self::Scales) -> Self::W;
 }
 
@@ -85,12 +85,9 @@ impl<T: Mxfp4Step, const P: usize, const S: usize> Compute for Mxfp4Tile<'_, T, 
                     nibbles[p] = step.nibbles(&lines[p][l]);
                 }
                 for j in 0..LINE_STEPS {
-                    let mut weights = [step.expand(nibbles[0], scales[0]); P];
+                    let mut weights = [step.expand(nibbles[0][j], scales[0]); P];
                     for p in 1..P {
-                        weights[p] = step.expand(nibbles[p], scales[p]);
-                    }
-                    for p in 0..P {
-                        nibbles[p] = step.next(nibbles[p]);
+                        weights[p] = step.expand(nibbles[p][j], scales[p]);
                     }
                     for s in 0..S {
                         for p in 0..P {

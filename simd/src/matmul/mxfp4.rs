@@ -292,10 +292,8 @@ impl Lay for BlocksToLay<'_> {
         let out: &mut [[[u16; 2 * PANEL]; BLOCK_STEPS / BLOCK_LINES]; BLOCK_LINES] = cast_mut(&mut out.0);
         for (line, out) in self.panel[lines_at..][..BLOCK_LINES].iter().zip(out) {
             avx512.prefetch(line, ahead);
-            let mut nibbles = avx512.nibbles(line);
-            for out in out {
+            for (out, nibbles) in out.iter_mut().zip(avx512.nibbles(line)) {
                 *out = avx512.line(avx512.expand(nibbles, scales));
-                nibbles = avx512.next(nibbles);
             }
         }
         self.laid += 1;

@@ -12,13 +12,25 @@ use super::packed::PanelToLay;
 use super::rows::words_of_stream;
 use super::{Call, PANEL, STREAMS_MAX};
 use crate::arch::step::PREFETCH_BYTES;
-use crate::arch::x86_64::{Lay, RowSums, STREAMS_OF_TILE, STREAMS_OF_TILES, Streams, Sums, TurnedStreams};
+use crate::arch::x86_64::{Lay, Lines, RowSums, STREAMS_OF_TILE, STREAMS_OF_TILES, Streams, Sums, TurnedStreams};
 use crate::{Amx, Isa};
 
 const _: () = assert!(STREAMS_MAX.is_multiple_of(STREAMS_OF_TILES));
 
 /// Panels of a tile.
 const PANELS: usize = 2;
+
+/// What the products of `P` panels at a time are computed in; made once, since it is as long as some tiles.
+struct Room<const P: usize> {
+    sums: Sums<P>,
+    laid: [[Lines; P]; 2],
+}
+
+impl<const P: usize> Room<P> {
+    fn new() -> Self {
+        Self { sums: Sums::ZERO, laid: [[Lines::ZERO; P]; 2] }
+    }
+}
 
 impl Call<'_> {
     pub(super) fn run_tiles(self, amx: Amx) {
@@ -31,6 +43,7 @@ impl Call<'_> {
         let stride = words_of_stream(w.cols().div_ceil(2));
         let panel_bytes = w.bytes_of_expanded_panel();
         let selected = select.len();
+        let mut room = Room::<PANELS>::new();
         // So many streams stay in the second cache while all panels meet them.
         for (i, select) in select.chunks(STREAMS_MAX / terms).enumerate() {
             let in_order = select.windows(2).all(|rows| rows[1] == rows[0] + 1);
@@ -51,8 +64,8 @@ impl Call<'_> {
                 let here = PANELS.min(panels.end - first);
                 let sums = &mut sums[(first - panels.start) * selected..][..here * selected];
                 match here {
-                    1 => products::<1>(amx, isa, w, first, &rows, tile, sums),
-                    _ => products::<PANELS>(amx, isa, w, first, &rows, tile, sums),
+                    1 => products::<1>(amx, isa, w, first, &rows, tile, &mut Room::new(), sums),
+                    _ => products::<PANELS>(amx, isa, w, first, &rows, tile, &mut room, sums),
                 }
             }
         }
@@ -137,34 +150,37 @@ fn products<const P: usize>(
     first: usize,
     rows: &RowsOfTiles,
     tile: &mut [u8],
+    room: &mut Room<P>,
     out: &mut [[f32; PANEL]],
 ) {
     let bytes_of_panel = w.bytes_of_panel();
     let stored = |p: usize| &w.bytes()[(first + p) * bytes_of_panel..][..bytes_of_panel];
     let few = rows.count * rows.terms <= STREAMS_OF_TILES;
     match w.layout() {
-        Layout::Panels => plain::<P>(amx, std::array::from_fn(|p| cast_slice(stored(p))), rows, PREFETCH_BYTES, out),
+        Layout::Panels => {
+            plain::<P>(amx, std::array::from_fn(|p| cast_slice(stored(p))), rows, PREFETCH_BYTES, room, out);
+        }
         Layout::Packed(packed) if few => {
             let panel = |p| PanelToLay::new(packed.panel(first + p), (P - 1) * packed.bytes_of_panel());
-            laid(amx, std::array::from_fn::<_, P, _>(panel), w.cols() / 2, rows, out);
+            laid(amx, std::array::from_fn::<_, P, _>(panel), w.cols() / 2, rows, room, out);
         }
         Layout::Mxfp4Panels if few => {
             let panel = |p| BlocksToLay::new(stored(p), (P - 1) * bytes_of_panel);
-            laid(amx, std::array::from_fn::<_, P, _>(panel), w.cols() / 2, rows, out);
+            laid(amx, std::array::from_fn::<_, P, _>(panel), w.cols() / 2, rows, room, out);
         }
         Layout::Mxfp4RowMajor if few => {
             for (p, tile) in tile.chunks_exact_mut(bytes_of_panel.max(1)).enumerate().take(P) {
                 w.pack_panel_with(isa, first + p, tile);
             }
             let panel = |p| BlocksToLay::new(&tile[p * bytes_of_panel..][..bytes_of_panel], 0);
-            laid(amx, std::array::from_fn::<_, P, _>(panel), w.cols() / 2, rows, out);
+            laid(amx, std::array::from_fn::<_, P, _>(panel), w.cols() / 2, rows, room, out);
         }
         _ => {
             let bytes = w.bytes_of_expanded_panel();
             for p in 0..P {
                 w.expand_panel(isa, first + p, &mut tile[p * bytes..][..bytes]);
             }
-            plain::<P>(amx, std::array::from_fn(|p| cast_slice(&tile[p * bytes..][..bytes])), rows, 0, out);
+            plain::<P>(amx, std::array::from_fn(|p| cast_slice(&tile[p * bytes..][..bytes])), rows, 0, room, out);
         }
     }
 }
@@ -175,21 +191,28 @@ fn plain<const P: usize>(
     w: [&[[u16; 2 * PANEL]]; P],
     rows: &RowsOfTiles,
     ahead: usize,
+    Room { sums, .. }: &mut Room<P>,
     out: &mut [[f32; PANEL]],
 ) {
     for (streams, done) in rows.streams() {
-        let mut sums = Sums::ZERO;
-        amx.accumulate(w, streams, ahead, &mut sums);
-        write(&sums, streams.count, rows.terms, done, out);
+        sums.clear(streams.count);
+        amx.accumulate(w, streams, ahead, sums);
+        write(sums, streams.count, rows.terms, done, out);
     }
 }
 
 /// Panels of `lines` lines that are laid on the way, times few rows.
-fn laid<const P: usize, L: Lay>(amx: Amx, w: [L; P], lines: usize, rows: &RowsOfTiles, out: &mut [[f32; PANEL]]) {
+fn laid<const P: usize, L: Lay>(
+    amx: Amx,
+    w: [L; P],
+    lines: usize,
+    rows: &RowsOfTiles,
+    Room { sums, laid }: &mut Room<P>,
+    out: &mut [[f32; PANEL]],
+) {
     let Some((streams, done)) = rows.streams().next() else { return };
-    let mut sums = Sums::ZERO;
-    amx.accumulate_laid(w, lines, streams, &mut sums);
-    write(&sums, streams.count, rows.terms, done, out);
+    amx.multiply_laid(w, lines, streams, laid, sums);
+    write(sums, streams.count, rows.terms, done, out);
 }
 
 /// Adds up the terms of each row, and puts them behind those of the `done` rows before.

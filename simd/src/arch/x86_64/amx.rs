@@ -101,6 +101,13 @@ pub(crate) struct Sums<const P: usize>(pub(crate) [[[f32; 16]; STREAMS_OF_TILES]
 
 impl<const P: usize> Sums<P> {
     pub(crate) const ZERO: Self = Self([[[0.0; 16]; STREAMS_OF_TILES]; P]);
+
+    /// Sets the sums of the first `streams` streams to zero.
+    pub(crate) fn clear(&mut self, streams: usize) {
+        for sums in &mut self.0 {
+            sums[..streams].fill([0.0; 16]);
+        }
+    }
 }
 
 /// Shapes of the eight tile registers, as LDTILECFG reads them.

@@ -18,7 +18,7 @@ use crate::arch::step::Step as _;
 pub(crate) struct Lines(pub(crate) [[u16; 32]; LINES_OF_TILE]);
 
 impl Lines {
-    const ZERO: Self = Self([[0; 32]; LINES_OF_TILE]);
+    pub(crate) const ZERO: Self = Self([[0; 32]; LINES_OF_TILE]);
 }
 
 /// A panel that is laid into plain lines from its first column on.
@@ -30,21 +30,22 @@ pub(crate) trait Lay {
 }
 
 impl Amx {
-    /// As [`accumulate`](Amx::accumulate), from zero, for panels of `lines` lines each that are laid on the way.
+    /// As [`accumulate`](Amx::accumulate), but from zero, for panels of `lines` lines each that are laid on the way; `room`
+    /// is for two tiles of each.
     ///
     /// # Panics
     /// If the streams are too many or too short.
-    pub(crate) fn accumulate_laid<const P: usize, L: Lay>(
+    pub(crate) fn multiply_laid<const P: usize, L: Lay>(
         self,
         w: [L; P],
         lines: usize,
         x: Streams,
+        room: &mut [[Lines; P]; 2],
         sums: &mut Sums<P>,
     ) {
         const { assert!(P == 1 || P == 2) };
         x.check(lines);
-        *sums = Sums::ZERO;
-        self.avx512().vectorize(Laid { amx: self, w, lines, x, sums });
+        self.avx512().vectorize(Laid { amx: self, w, lines, x, room, sums });
     }
 }
 
@@ -53,6 +54,7 @@ struct Laid<'a, L, const P: usize> {
     w: [L; P],
     lines: usize,
     x: Streams<'a>,
+    room: &'a mut [[Lines; P]; 2],
     sums: &'a mut Sums<P>,
 }
 
@@ -69,8 +71,7 @@ impl<L: Lay, const P: usize> Laid<'_, L, P> {
     /// `TWO` tiles of streams, or one.
     #[inline(always)]
     fn multiply<const TWO: bool>(self) {
-        let Self { amx, mut w, lines, x, sums } = self;
-        let mut laid = [[Lines::ZERO; P]; 2];
+        let Self { amx, mut w, lines, x, room: laid, sums } = self;
         let tiles = lines / LINES_OF_TILE;
         if tiles > 0 {
             let shapes = Shapes::new(x.count, LINES_OF_TILE);
@@ -89,6 +90,8 @@ impl<L: Lay, const P: usize> Laid<'_, L, P> {
             unsafe { add::<P, TWO>(&laid[(tiles - 1) % 2], x, (tiles - 1) * LINES_OF_TILE) };
             // SAFETY: likewise.
             unsafe { finish::<P, TWO>(sums) };
+        } else {
+            sums.clear(x.count);
         }
         let rest = lines % LINES_OF_TILE;
         if rest > 0 {

@@ -4,7 +4,7 @@
 //! with the BF16 matrix that the blocks stand for, and so are its bits.
 
 use super::Compute;
-use super::step::{PREFETCH_BYTES, Step};
+use super::step::{Ahead, Gather};
 use crate::matmul::PANEL;
 
 /// A cache line of a panel, see `matmul::mxfp4`.
@@ -21,7 +21,7 @@ pub(crate) const GROUP_BLOCKS: usize = 4;
 pub(crate) const GROUP_LINES: usize = 1 + GROUP_BLOCKS * BLOCK_LINES;
 
 /// A way to expand 16 pairs of MXFP4 weights to the weights of a step.
-pub(crate) trait Mxfp4Step: Step {
+pub(crate) trait Mxfp4Step: Gather {
     /// Weights of a step: the lowest four bits of every half word.
     type Nibbles: Copy;
     /// Scales of 16 rows for one block.
@@ -57,9 +57,10 @@ impl<T: Mxfp4Step, const P: usize, const S: usize> Compute for Mxfp4Tile<'_, T, 
         for block in 0..x_blocks[0].len() {
             let scales_at = block / GROUP_BLOCKS * GROUP_LINES;
             let lines_at = scales_at + 1 + block % GROUP_BLOCKS * BLOCK_LINES;
-            if const { S * 2 <= T::STREAMS } {
+            let ahead = Ahead::new(size_of_val(&w[0][lines_at..]), (P - 1) * size_of_val(w[0]));
+            if const { S * 2 <= T::STREAMS } && block % GROUP_BLOCKS == 0 {
                 for w in w {
-                    step.prefetch(&w[scales_at], PREFETCH_BYTES);
+                    step.ask(&w[scales_at], ahead);
                 }
             }
             let mut scales = [step.scales(&w[0][scales_at], block); P];
@@ -77,7 +78,7 @@ impl<T: Mxfp4Step, const P: usize, const S: usize> Compute for Mxfp4Tile<'_, T, 
             for l in 0..BLOCK_LINES {
                 if const { S * 2 <= T::STREAMS } {
                     for lines in lines {
-                        step.prefetch(&lines[l], PREFETCH_BYTES);
+                        step.ask(&lines[l], ahead);
                     }
                 }
                 let mut nibbles = [step.nibbles(&lines[0][l]); P];

@@ -52,6 +52,28 @@ pub(crate) trait Gather: Step<Raw = [u16; 32]> {
     fn line(self, line: Self::W) -> [u16; 32];
     /// Bit `i` is the highest bit of byte `i`.
     fn sign_bits(self, bytes: &[u8; 64]) -> u64;
+    /// Asks for what is to come when `line` is in use.
+    fn ask(self, line: &[u8; 64], ahead: Ahead);
+}
+
+/// How far ahead of themselves weights are asked for that take work to put together: into the second cache while many
+/// lines can still be under way, which the first has no places for, and then into the first.
+///
+/// Panels of a tile are read side by side, so behind the end of one does not lie what is read next.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    pub(crate) near: usize,
+    pub(crate) far: usize,
+}
+
+impl Ahead {
+    /// For a line with `left` bytes of its panel from it on, where what is read next lies `next` bytes behind the panel.
+    #[inline(always)]
+    pub(crate) fn new(left: usize, next: usize) -> Self {
+        const NEAR: usize = 1024;
+        const FAR: usize = 4096;
+        Self { near: if NEAR < left { NEAR } else { NEAR + next }, far: if FAR < left { FAR } else { FAR + next } }
+    }
 }
 
 /// BF16 weights in pairs: `k` even, then `k` odd.

@@ -26,7 +26,7 @@ use crate::Avx512;
 use crate::Isa;
 use crate::arch::mxfp4::{BLOCK_LINES, BLOCK_STEPS, GROUP_BLOCKS, GROUP_LINES, Line, Mxfp4Step, Mxfp4Tile};
 #[cfg(target_arch = "x86_64")]
-use crate::arch::step::{Gather as _, PREFETCH_BYTES, Step as _};
+use crate::arch::step::{Ahead, Gather as _};
 #[cfg(target_arch = "x86_64")]
 use crate::arch::x86_64::{Lay, Lines};
 use crate::arch::{Compute, Lanes};
@@ -285,13 +285,14 @@ impl Lay for BlocksToLay<'_> {
     fn lay(&mut self, avx512: Avx512, out: &mut Lines) {
         let scales_at = self.laid / GROUP_BLOCKS * GROUP_LINES;
         let lines_at = scales_at + 1 + self.laid % GROUP_BLOCKS * BLOCK_LINES;
-        let left = size_of_val(&self.panel[lines_at..]);
-        let ahead = if left > PREFETCH_BYTES { PREFETCH_BYTES } else { PREFETCH_BYTES + self.next };
-        avx512.prefetch(&self.panel[scales_at], PREFETCH_BYTES);
+        let ahead = Ahead::new(size_of_val(&self.panel[lines_at..]), self.next);
+        if self.laid.is_multiple_of(GROUP_BLOCKS) {
+            avx512.ask(&self.panel[scales_at], ahead);
+        }
         let scales = avx512.scales(&self.panel[scales_at], self.laid);
         let out: &mut [[[u16; 2 * PANEL]; BLOCK_STEPS / BLOCK_LINES]; BLOCK_LINES] = cast_mut(&mut out.0);
         for (line, out) in self.panel[lines_at..][..BLOCK_LINES].iter().zip(out) {
-            avx512.prefetch(line, ahead);
+            avx512.ask(line, ahead);
             for (out, nibbles) in out.iter_mut().zip(avx512.nibbles(line)) {
                 *out = avx512.line(avx512.expand(nibbles, scales));
             }

@@ -33,7 +33,7 @@ use super::PANEL;
 use crate::Avx512;
 use crate::Isa;
 use crate::arch::Compute;
-use crate::arch::step::{Gather, PREFETCH_BYTES};
+use crate::arch::step::{Ahead, Gather};
 #[cfg(target_arch = "x86_64")]
 use crate::arch::x86_64::{Lay, Lines};
 
@@ -413,18 +413,18 @@ impl<'a> PanelToLay<'a> {
         const { assert!((SPAN_COLS / GROUP_COLS).is_multiple_of(GROUPS_OF_TILE)) };
         if self.laid == self.groups.len() {
             let Some((bases, groups)) = spans(self.rest).next() else { return };
-            gather.prefetch(bases, PREFETCH_BYTES);
+            gather.ask(bases, Ahead::new(self.rest.len(), self.next));
             (self.bases, self.asking) = (gather.spread(bases), gather.sign_bits(bases));
             (self.groups, self.laid) = (groups, 0);
             self.rest = &self.rest[LINE_BYTES + size_of_val(groups)..];
         }
         let groups = &self.groups[self.laid..];
         let bases = &self.bases.as_chunks::<2>().0[self.laid..];
-        let ahead = ahead(size_of_val(groups) + self.rest.len(), self.next);
+        let ahead = Ahead::new(size_of_val(groups) + self.rest.len(), self.next);
         let mut count = 0;
         for ((group, bases), out) in groups.iter().zip(bases).zip(&mut *out) {
             for line in group {
-                gather.prefetch(line, ahead);
+                gather.ask(line, ahead);
             }
             // An array's `map` would not be compiled for the ISA.
             for (out, line) in out.iter_mut().zip(gather.unpack(group, bases)) {
@@ -448,12 +448,6 @@ impl Lay for PanelToLay<'_> {
         const { assert!(size_of::<Lines>() == GROUPS_OF_TILE * 4 * LINE_BYTES) };
         self.lay_groups(avx512, out.0.as_chunks_mut().0);
     }
-}
-
-/// How far ahead of itself a panel is asked for, `left` bytes before its end: beyond it where the next one begins.
-#[inline(always)]
-fn ahead(left: usize, next: usize) -> usize {
-    if left > PREFETCH_BYTES { PREFETCH_BYTES } else { PREFETCH_BYTES + next }
 }
 
 /// Puts patches into the four lines of a group; gives the patches that are left.
@@ -539,7 +533,7 @@ impl<T: Gather, const P: usize, const S: usize> Compute for PackedTile<'_, T, P,
                 let (now, later) = rest[p].split_at(span);
                 rest[p] = later;
                 let (head, tail) = now.split_first_chunk().expect("a span begins with a line of bases");
-                step.prefetch(head, PREFETCH_BYTES);
+                step.ask(head, Ahead::new(now.len() + later.len(), next));
                 bases[p] = step.spread(head);
                 asking |= step.sign_bits(head);
                 groups[p] = cast_slice(tail);
@@ -553,11 +547,11 @@ impl<T: Gather, const P: usize, const S: usize> Compute for PackedTile<'_, T, P,
                 (now[s], x[s]) = x[s].split_at(count);
             }
             for g in 0..count.min(32) {
-                let ahead = ahead(size_of_val(&groups[0][g..]) + rest[0].len(), next);
+                let ahead = Ahead::new(size_of_val(&groups[0][g..]) + rest[0].len(), next);
                 let of_group = |p: usize| [bases[p][2 * g], bases[p][2 * g + 1]];
                 let mut lines: [[T::W; 4]; P] = std::array::from_fn(|p| {
                     for line in &groups[p][g] {
-                        step.prefetch(line, ahead);
+                        step.ask(line, ahead);
                     }
                     step.unpack(&groups[p][g], &of_group(p))
                 });

@@ -4,8 +4,8 @@
 //! both ways round, and so is the order in which they are added up. So nothing is turned but the activations, once for all
 //! panels, and sums come out row by row.
 //!
-//! Sixteen rows are asked for in turn, a stretch of each, because memory gives a long stretch faster than a line here and
-//! a line there; and into the second cache, because rows that are 4 KiB apart drive each other out of the first.
+//! Sixteen rows are more streams than the machine's own prefetching follows across pages, so each is asked for a little
+//! ahead; into the second cache, because rows that are 4 KiB apart drive each other out of the first.
 
 use std::arch::asm;
 
@@ -17,8 +17,8 @@ use crate::arch::{Compute, Lanes as _};
 const LINE_BYTES: usize = 64;
 /// Rows of a panel, which are the lines of its tiles.
 const ROWS: usize = 16;
-/// Lines of each row that are asked for at a time, at most.
-const STRETCH: usize = 16;
+/// How far ahead a row is asked for: longer than a line takes to come.
+const LINES_AHEAD: usize = 8;
 
 /// Up to 16 streams of activations as the columns of tiles.
 #[derive(Clone, Copy)]
@@ -116,57 +116,27 @@ impl Amx {
             assert_eq!(x.words.len(), x.stride * row_bytes / size_of::<u32>(), "words of the streams");
         }
         let mut sums = [const { RowSums::ZERO }; X];
-        ask_for(rows, row_bytes, Stretch::first(0, row_bytes), 0..ROWS);
+        let lines = row_bytes / LINE_BYTES;
         for (panel, of_panel) in rows.chunks_exact(panel_bytes).enumerate() {
-            let next = (panel + 1 < rows.len() / panel_bytes).then(|| Stretch::first(panel_bytes, row_bytes));
+            let more = panel + 1 < rows.len() / panel_bytes;
             // SAFETY: `self` proves AMX.
             unsafe { start(&shapes(x)) };
-            let mut at = Some(Stretch::first(0, row_bytes));
-            while let Some(now) = at {
-                at = now.next(row_bytes);
-                for line in 0..now.lines {
-                    if let Some(ahead) = at.or(next) {
-                        ask_for(of_panel, row_bytes, ahead, line * ROWS / now.lines..(line + 1) * ROWS / now.lines);
+            for line in 0..lines {
+                // Over the end of a row into the same row of the next panel.
+                let ahead = line + LINES_AHEAD;
+                if ahead < lines || more {
+                    let ahead = ahead * LINE_BYTES + if ahead < lines { 0 } else { panel_bytes - row_bytes };
+                    for row in 0..ROWS {
+                        super::prefetch_into_second_cache(of_panel, row * row_bytes + ahead);
                     }
-                    // SAFETY: shapes were set and nothing in between used tiles; the line is within all rows, and streams
-                    // are as long as these, as checked.
-                    unsafe { add(of_panel, row_bytes, now.start + line * LINE_BYTES, x) };
                 }
+                // SAFETY: shapes were set and nothing in between used tiles; the line is within all rows, and streams are as
+                // long as these, as checked.
+                unsafe { add(of_panel, row_bytes, line * LINE_BYTES, x) };
             }
             // SAFETY: likewise.
             unsafe { finish(&mut sums) };
             write(panel, &sums);
-        }
-    }
-}
-
-/// Some lines of each row of a panel.
-#[derive(Clone, Copy)]
-struct Stretch {
-    /// Bytes from the panel's start to the first line, in the first row.
-    start: usize,
-    lines: usize,
-}
-
-impl Stretch {
-    fn first(panel: usize, row_bytes: usize) -> Self {
-        Self { start: panel, lines: STRETCH.min(row_bytes / LINE_BYTES) }
-    }
-
-    /// What follows in these rows.
-    fn next(self, row_bytes: usize) -> Option<Self> {
-        let start = self.start + self.lines * LINE_BYTES;
-        let lines = STRETCH.min((row_bytes - start) / LINE_BYTES);
-        (lines > 0).then_some(Self { start, lines })
-    }
-}
-
-/// Asks for a stretch of some rows.
-#[inline(always)]
-fn ask_for(panel: &[u8], row_bytes: usize, stretch: Stretch, rows: std::ops::Range<usize>) {
-    for row in rows {
-        for line in 0..stretch.lines {
-            super::prefetch_into_second_cache(panel, stretch.start + row * row_bytes + line * LINE_BYTES);
         }
     }
 }

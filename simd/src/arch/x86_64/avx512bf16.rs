@@ -5,7 +5,7 @@
 use std::arch::x86_64::*;
 
 use super::Avx512f;
-use crate::arch::step::{Gather, Step};
+use crate::arch::step::{Ahead, Gather, Step};
 use crate::arch::{Compute, Lanes};
 
 /// Proof that this CPU has all of [`Avx512f`] and AVX-512 BF16: [`Avx512::detect`] is the only way to one.
@@ -192,6 +192,12 @@ impl Gather for Avx512 {
     fn sign_bits(self, bytes: &[u8; 64]) -> u64 {
         // SAFETY: `self` proves every feature that `sign_bits` enables.
         unsafe { sign_bits(bytes) }
+    }
+
+    #[inline(always)]
+    fn ask(self, line: &[u8; 64], Ahead { near, far }: Ahead) {
+        super::prefetch(line, near);
+        super::prefetch_into_second_cache(line, far);
     }
 }
 

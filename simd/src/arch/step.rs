@@ -71,7 +71,7 @@ impl Ahead {
     #[inline(always)]
     pub(crate) fn new(left: usize, next: usize) -> Self {
         const NEAR: usize = 1024;
-        const FAR: usize = 4096;
+        const FAR: usize = 2048;
         Self { near: if NEAR < left { NEAR } else { NEAR + next }, far: if FAR < left { FAR } else { FAR + next } }
     }
 }

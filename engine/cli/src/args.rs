@@ -6,9 +6,11 @@ use std::path::PathBuf;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use numa::Topology;
 use simd::matmul::Activations;
 use simd::{Dtype, Isa};
 
+use crate::chat_flags::ChatFlags;
 use crate::dials::DialFlags;
 
 /// Runs large language models at full precision on this machine, and works through the night on private notes.
@@ -63,12 +65,8 @@ pub(crate) struct Generate {
     /// File with the prompt; `-` is standard input
     #[arg(short, long, value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
-    /// Put the prompt into the model's chat template
-    #[arg(long)]
-    pub(crate) chat: bool,
-    /// System message, with --chat
-    #[arg(long, value_name = "TEXT", requires = "chat", allow_hyphen_values = true)]
-    pub(crate) system: Option<String>,
+    #[command(flatten)]
+    pub(crate) chat: ChatFlags,
     /// Most tokens to generate; without it, until the model ends or the context is full
     #[arg(short = 'n', long = "predict", alias = "n-predict", env = "NIGHTMONK_PREDICT", value_name = "N")]
     pub(crate) predict: Option<usize>,
@@ -374,8 +372,12 @@ pub(crate) struct Plan {
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) vram: Option<u64>,
     /// Nodes that share the model; without it, those of this machine
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "topology")]
     pub(crate) nodes: Option<NonZeroUsize>,
+    /// Nodes of another machine: NODESxCORESxGIB, with cores and memory of each, or a JSON file; each has to have room for
+    /// its share
+    #[arg(long, value_name = "2x32x384|FILE", value_parser = Topology::from_argument)]
+    pub(crate) topology: Option<Topology>,
     /// Bytes that the machine reads from memory in a second, in GB/s; without it, measured, but not for a machine that is
     /// only described
     #[arg(long, value_name = "GB/S", requires = "peak", value_parser = positive)]

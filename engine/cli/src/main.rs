@@ -13,6 +13,8 @@ macro_rules! eprintln {
 }
 
 mod args;
+mod chat_flags;
+mod clock;
 mod commands;
 mod dials;
 mod failure;

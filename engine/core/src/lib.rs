@@ -2,7 +2,7 @@
 //!
 //! Modules build on each other in this order, and never the other way: `config`, `checkpoint`, `adapter` and `homes`,
 //! `kv_cache`, `model`, then `plan` and `expert_counts`, `pack` on `plan`; `sampler`, `text`; `session` on most of them.
-//! `import` stands alone.
+//! `import` and `whole_file` stand alone.
 #![deny(unsafe_code)]
 
 pub mod adapter;
@@ -18,3 +18,4 @@ pub mod plan;
 pub mod sampler;
 pub mod session;
 pub mod text;
+pub mod whole_file;

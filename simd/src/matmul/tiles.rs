@@ -39,7 +39,7 @@ impl Call<'_> {
         if matches!(w.layout(), Layout::RowMajor) && w.is_whole_lines() && select.len() * terms <= STREAMS_OF_TILES {
             return self.run_published_tiles(amx);
         }
-        let Self { isa, w, panels, x, select, scratch, sums } = self;
+        let Self { w, panels, x, select, scratch, sums, .. } = self;
         let stride = words_of_stream(w.cols().div_ceil(2));
         let panel_bytes = w.bytes_of_expanded_panel();
         let selected = select.len();
@@ -64,8 +64,8 @@ impl Call<'_> {
                 let here = PANELS.min(panels.end - first);
                 let sums = &mut sums[(first - panels.start) * selected..][..here * selected];
                 match here {
-                    1 => products::<1>(amx, isa, w, first, &rows, tile, &mut Room::new(), sums),
-                    _ => products::<PANELS>(amx, isa, w, first, &rows, tile, &mut room, sums),
+                    1 => products::<1>(amx, w, first, &rows, tile, &mut Room::new(), sums),
+                    _ => products::<PANELS>(amx, w, first, &rows, tile, &mut room, sums),
                 }
             }
         }
@@ -145,7 +145,6 @@ impl<'a> RowsOfTiles<'a> {
 /// `P` panels from `first` on times some rows.
 fn products<const P: usize>(
     amx: Amx,
-    isa: Isa,
     w: &Matrix,
     first: usize,
     rows: &RowsOfTiles,
@@ -153,7 +152,7 @@ fn products<const P: usize>(
     room: &mut Room<P>,
     out: &mut [[f32; PANEL]],
 ) {
-    let bytes_of_panel = w.bytes_of_panel();
+    let (isa, bytes_of_panel) = (Isa::Amx(amx), w.bytes_of_panel());
     let stored = |p: usize| &w.bytes()[(first + p) * bytes_of_panel..][..bytes_of_panel];
     let few = rows.count * rows.terms <= STREAMS_OF_TILES;
     match w.layout() {

@@ -210,6 +210,7 @@ fn a_request_has_its_own_number_of_experts_whatever_runs_beside_it() {
             ctx_size: 64,
             width: asked.len(),
             ubatch_size: 7,
+            prefix_cache: true,
         };
         let mut engine = Engine::new(turned(folder.path(), dials), &tokenizer, Vec::new(), options).unwrap();
         let submit = |engine: &mut Engine, asked: &Option<usize>| {

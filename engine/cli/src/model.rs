@@ -269,6 +269,7 @@ impl Opened {
             ctx_size: request.ctx_size,
             width: request.width,
             ubatch_size: request.ubatch_size,
+            prefix_cache: true,
         };
         let Loaded { model, pool, adapters, .. } = self.load()?;
         let failed = |source| EngineError::Workers { threads: request.threads, source };

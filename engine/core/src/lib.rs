@@ -20,3 +20,7 @@ pub mod sampler;
 pub mod session;
 pub mod text;
 pub mod whole_file;
+
+/// Summation orders, roundings and the sampler's chain. A change of any of them changes bytes, and so this number: what was
+/// computed under another one is not mixed with what is computed now.
+pub const NUMERICS: u32 = 1;

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use engine_core::NUMERICS;
 use engine_core::model::ModelOptions;
 use engine_core::sampler::SamplingParams;
 use engine_core::session::{self, Engine, Event, Request, SequenceId};
@@ -9,10 +10,6 @@ use engine_core::text::{ChatTemplate, Message, RenderOptions, Speech, SpeechForm
 use simd::Dtype;
 
 use crate::generator::{Abort, Completion, FinishReason, GenerateError, Generator, Prompt, PromptRequest, Sampling};
-
-/// Summation orders, roundings and the sampler's chain. A change of any of them changes bytes, and so this number:
-/// records of another one are not mixed with new ones.
-const NUMERICS: u32 = 1;
 
 /// What decides the bytes of an engine's answers, known before the engine is there.
 pub struct Settings<'t> {

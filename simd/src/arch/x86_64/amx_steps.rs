@@ -120,6 +120,11 @@ impl Step for AmxSteps {
     fn prefetch<R: ?Sized>(self, from: &R, bytes: usize) {
         super::prefetch(from, bytes);
     }
+
+    #[inline(always)]
+    fn prefetch_further<R: ?Sized>(self, from: &R, bytes: usize) {
+        super::prefetch_further(from, bytes);
+    }
 }
 
 impl Gather for AmxSteps {

@@ -204,4 +204,9 @@ impl Step for Avx512 {
     fn prefetch<R: ?Sized>(self, from: &R, bytes: usize) {
         super::prefetch(from, bytes);
     }
+
+    #[inline(always)]
+    fn prefetch_further<R: ?Sized>(self, from: &R, bytes: usize) {
+        super::prefetch_further(from, bytes);
+    }
 }

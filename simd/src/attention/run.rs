@@ -302,17 +302,18 @@ const HALVES_AHEAD: usize = 2;
 struct Ahead<'a>(&'a [u8]);
 
 impl Ahead<'_> {
-    /// Asks for as many `bytes`, behind the first `done`, as are used.
+    /// Asks for as many `bytes`, behind the first `done`, as are used: a line of each stream, when so many have been used.
     #[inline(always)]
     fn ask<T: Step>(self, step: T, done: usize, bytes: usize) {
         const LINE: usize = 64;
         const STREAMS: usize = 4;
-        if self.0.is_empty() {
+        if self.0.is_empty() || !done.is_multiple_of(STREAMS * LINE) {
             return;
         }
-        for line in 0..bytes.div_ceil(LINE) {
-            let line = done / LINE + line;
-            step.prefetch_further(self.0, line % STREAMS * (self.0.len() / STREAMS) + line / STREAMS * LINE);
+        for lines in 0..bytes.div_ceil(STREAMS * LINE) {
+            for stream in 0..STREAMS {
+                step.prefetch_further(self.0, self.0.len() / STREAMS * stream + done / STREAMS + lines * LINE);
+            }
         }
     }
 }

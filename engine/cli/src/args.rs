@@ -6,10 +6,13 @@ use std::path::PathBuf;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use numa::Topology;
 use simd::matmul::Activations;
 use simd::{Dtype, Isa};
 
+use crate::chat_flags::ChatFlags;
 use crate::dials::DialFlags;
+use crate::text_form::TextForm;
 
 /// Runs large language models at full precision on this machine, and works through the night on private notes.
 #[derive(Parser)]
@@ -63,12 +66,8 @@ pub(crate) struct Generate {
     /// File with the prompt; `-` is standard input
     #[arg(short, long, value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
-    /// Put the prompt into the model's chat template
-    #[arg(long)]
-    pub(crate) chat: bool,
-    /// System message, with --chat
-    #[arg(long, value_name = "TEXT", requires = "chat", allow_hyphen_values = true)]
-    pub(crate) system: Option<String>,
+    #[command(flatten)]
+    pub(crate) chat: ChatFlags,
     /// Most tokens to generate; without it, until the model ends or the context is full
     #[arg(short = 'n', long = "predict", alias = "n-predict", env = "NIGHTMONK_PREDICT", value_name = "N")]
     pub(crate) predict: Option<usize>,
@@ -77,6 +76,8 @@ pub(crate) struct Generate {
     pub(crate) stop: Vec<String>,
     #[command(flatten)]
     pub(crate) sampling: Sampling,
+    #[command(flatten)]
+    pub(crate) form: TextForm,
     #[command(flatten)]
     pub(crate) run: Run,
     #[command(flatten)]
@@ -98,6 +99,15 @@ pub(crate) struct Sampling {
     /// Draw among tokens at least this fraction as probable as the best; 0 is off
     #[arg(long, env = "NIGHTMONK_MIN_P", value_name = "P")]
     pub(crate) min_p: Option<f32>,
+    /// Divides the logits of tokens that were there, in the prompt or since; 1 is off
+    #[arg(long, env = "NIGHTMONK_REPEAT_PENALTY", value_name = "P")]
+    pub(crate) repeat_penalty: Option<f32>,
+    /// Taken once from the logits of tokens that were generated; 0 is off
+    #[arg(long, env = "NIGHTMONK_PRESENCE_PENALTY", value_name = "P", allow_negative_numbers = true)]
+    pub(crate) presence_penalty: Option<f32>,
+    /// Taken from the logits of tokens as often as they were generated; 0 is off
+    #[arg(long, env = "NIGHTMONK_FREQUENCY_PENALTY", value_name = "P", allow_negative_numbers = true)]
+    pub(crate) frequency_penalty: Option<f32>,
     /// Seed of the counter-based generator
     #[arg(long, short, env = "NIGHTMONK_SEED", value_name = "S", default_value_t = 0)]
     pub(crate) seed: u64,
@@ -374,8 +384,12 @@ pub(crate) struct Plan {
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) vram: Option<u64>,
     /// Nodes that share the model; without it, those of this machine
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "topology")]
     pub(crate) nodes: Option<NonZeroUsize>,
+    /// Nodes of another machine: NODESxCORESxGIB, with cores and memory of each, or a JSON file; each has to have room for
+    /// its share
+    #[arg(long, value_name = "2x32x384|FILE", value_parser = Topology::from_argument)]
+    pub(crate) topology: Option<Topology>,
     /// Bytes that the machine reads from memory in a second, in GB/s; without it, measured, but not for a machine that is
     /// only described
     #[arg(long, value_name = "GB/S", requires = "peak", value_parser = positive)]

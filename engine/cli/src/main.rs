@@ -13,6 +13,8 @@ macro_rules! eprintln {
 }
 
 mod args;
+mod chat_flags;
+mod clock;
 mod commands;
 mod dials;
 mod failure;
@@ -24,6 +26,7 @@ mod model;
 mod nodes;
 mod output;
 mod progress;
+mod text_form;
 mod turn;
 
 use std::process::ExitCode;

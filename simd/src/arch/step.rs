@@ -29,6 +29,8 @@ pub(crate) trait Step: Copy {
     fn to_array(self, sums: Self::Sums) -> [f32; 16];
     /// Asks for the line that lies `bytes` behind the start of `from`; there need not be one.
     fn prefetch<R: ?Sized>(self, from: &R, bytes: usize);
+    /// As [`prefetch`](Self::prefetch), into the second cache only: for what is needed later than soon.
+    fn prefetch_further<R: ?Sized>(self, from: &R, bytes: usize);
 }
 
 /// Steps that take one weight per lane: weights are loaded, sums can be resumed.
@@ -128,6 +130,11 @@ impl<L: Lanes> Step for Bf16Pairs<L> {
     fn prefetch<R: ?Sized>(self, from: &R, bytes: usize) {
         self.0.prefetch(from, bytes);
     }
+
+    #[inline(always)]
+    fn prefetch_further<R: ?Sized>(self, from: &R, bytes: usize) {
+        self.0.prefetch_further(from, bytes);
+    }
 }
 
 macro_rules! single {
@@ -169,6 +176,11 @@ macro_rules! single {
             #[inline(always)]
             fn prefetch<R: ?Sized>(self, from: &R, bytes: usize) {
                 self.0.prefetch(from, bytes);
+            }
+
+            #[inline(always)]
+            fn prefetch_further<R: ?Sized>(self, from: &R, bytes: usize) {
+                self.0.prefetch_further(from, bytes);
             }
         }
 

@@ -127,7 +127,7 @@ impl Amx {
                 if ahead < lines || more {
                     let ahead = ahead * LINE_BYTES + if ahead < lines { 0 } else { panel_bytes - row_bytes };
                     for row in 0..ROWS {
-                        super::prefetch_into_second_cache(of_panel, row * row_bytes + ahead);
+                        super::prefetch_further(of_panel, row * row_bytes + ahead);
                     }
                 }
                 // SAFETY: shapes were set and nothing in between used tiles; the line is within all rows, and streams are as

@@ -197,7 +197,7 @@ impl Gather for Avx512 {
     #[inline(always)]
     fn ask(self, line: &[u8; 64], Ahead { near, far }: Ahead) {
         super::prefetch(line, near);
-        super::prefetch_into_second_cache(line, far);
+        super::prefetch_further(line, far);
     }
 }
 
@@ -241,5 +241,10 @@ impl Step for Avx512 {
     #[inline(always)]
     fn prefetch<R: ?Sized>(self, from: &R, bytes: usize) {
         super::prefetch(from, bytes);
+    }
+
+    #[inline(always)]
+    fn prefetch_further<R: ?Sized>(self, from: &R, bytes: usize) {
+        super::prefetch_further(from, bytes);
     }
 }

@@ -27,9 +27,9 @@ fn prefetch<R: ?Sized>(from: &R, bytes: usize) {
     unsafe { _mm_prefetch::<_MM_HINT_T0>(line) }
 }
 
-/// The same into the second cache.
+/// As [`prefetch`], into the second cache.
 #[inline(always)]
-fn prefetch_into_second_cache<R: ?Sized>(from: &R, bytes: usize) {
+fn prefetch_further<R: ?Sized>(from: &R, bytes: usize) {
     use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
 
     let line = std::ptr::from_ref(from).cast::<i8>().wrapping_add(bytes);

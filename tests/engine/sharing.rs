@@ -35,7 +35,7 @@ fn collect(events: &mut Vec<Event>, done: &mut BTreeMap<SequenceId, Completion>)
             Event::Finished { id, completion } => assert!(done.insert(id, completion).is_none()),
             Event::Failed { error, .. } => panic!("{error}"),
             Event::Prefill { done, total, .. } => assert!(done <= total),
-            Event::Token { .. } => {}
+            Event::Token { .. } | Event::Embedded { .. } => {}
         }
     }
 }
@@ -182,6 +182,7 @@ fn a_thousand_cancels_at_any_phase_leave_every_block_where_it_was() {
             for event in &events {
                 let (Event::Prefill { id, .. }
                 | Event::Token { id, .. }
+                | Event::Embedded { id, .. }
                 | Event::Finished { id, .. }
                 | Event::Failed { id, .. }) = event;
                 assert!(alive.contains_key(id), "{event:?} of one that was cancelled");

@@ -1,7 +1,9 @@
 //! Keys and values of all sequences, in blocks of one arena.
 //!
 //! A sequence owns whole blocks of [`KV_BLOCK`] positions and holds their numbers in its block table, so sequences of
-//! any length come and go without moving bytes and without fragments. A block has a place in every layer. The arena is
+//! any length come and go without moving bytes and without fragments. A block has a place in every layer and head; all
+//! blocks of a head lie side by side, for they are what a worker reads in one go, and blocks are handed out in the order in
+//! which they lie, as far as that goes. The arena is
 //! allocated and faulted once; a block given back is reused as it is, since a position is read only after it was written.
 //! On several nodes each has the heads that its workers read, of all blocks.
 //!
@@ -128,12 +130,14 @@ impl KvCache {
     /// Takes `count` blocks, or none if there are fewer.
     pub fn take(&mut self, count: usize) -> Option<Vec<BlockId>> {
         let rest = self.free.len().checked_sub(count)?;
-        Some(self.free.split_off(rest))
+        let mut blocks = self.free.split_off(rest);
+        blocks.reverse();
+        Some(blocks)
     }
 
     /// Gives blocks back.
-    pub fn give_back(&mut self, blocks: impl IntoIterator<Item = BlockId>) {
-        self.free.extend(blocks);
+    pub fn give_back<I: IntoIterator<Item = BlockId, IntoIter: DoubleEndedIterator>>(&mut self, blocks: I) {
+        self.free.extend(blocks.into_iter().rev());
         debug_assert!(self.free.len() <= self.shape.blocks, "a block was given back twice");
     }
 
@@ -209,8 +213,8 @@ impl KvCache {
     fn place(&self, layer: usize, block: BlockId, head: usize) -> (usize, usize) {
         let home = self.heads.node_of(head);
         let heads = self.heads.of_node(home);
-        let blocks = layer * self.shape.blocks + block.0 as usize;
-        (home, (blocks * heads.len() + head - heads.start) * self.shape.head_bytes())
+        let before = (layer * heads.len() + head - heads.start) * self.shape.blocks;
+        (home, (before + block.0 as usize) * self.shape.head_bytes())
     }
 }
 

@@ -6,6 +6,7 @@
 //! beginnings are shared; what may wait is suspended where someone waits for an answer.
 
 mod admission;
+mod embedding;
 mod engine;
 mod evaluate;
 mod event;
@@ -13,9 +14,11 @@ mod prefix;
 mod sequence;
 mod timing;
 
+pub use embedding::normalize;
 pub use engine::{Engine, EngineError, EngineOptions};
 pub use evaluate::Evaluator;
 pub use event::{
-    Completion, Event, FinishReason, Priority, Refused, Request, SequenceError, SequenceId, Slot, SlotState,
+    Completion, Event, FinishReason, Output, Pooling, Priority, Refused, Request, SequenceError, SequenceId, Slot,
+    SlotState,
 };
 pub use timing::{Timings, Totals};

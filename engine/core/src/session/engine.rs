@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::mem;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +10,7 @@ use std::time::Instant;
 use numa::{Pinning, Pool};
 use simd::Dtype;
 
-use super::event::{Event, FinishReason, Refused, Request, SequenceId};
+use super::event::{Event, Priority, Refused, Request, SequenceId, Slot};
 use super::sequence::{After, Sequence};
 use super::timing::Totals;
 use crate::adapter::{Adapter, AdapterError, AdapterFolder, AdapterSet};
@@ -60,26 +59,27 @@ pub enum EngineError {
 
 /// A model and its sequences.
 pub struct Engine<'t> {
-    model: Model,
-    tokenizer: &'t Tokenizer,
-    eos: Vec<u32>,
-    options: EngineOptions,
-    kv: KvCache,
-    space: Workspace,
-    waiting: VecDeque<Sequence<'t>>,
-    running: Vec<Sequence<'t>>,
+    pub(super) model: Model,
+    pub(super) tokenizer: &'t Tokenizer,
+    pub(super) eos: Vec<u32>,
+    pub(super) options: EngineOptions,
+    pub(super) kv: KvCache,
+    pub(super) space: Workspace,
+    /// Those that go first, then the others, each in the order in which they came.
+    pub(super) waiting: VecDeque<Sequence<'t>>,
+    pub(super) running: Vec<Sequence<'t>>,
     /// Block tables of the running sequences, in their order.
-    tables: Vec<Vec<BlockId>>,
+    pub(super) tables: Vec<Vec<BlockId>>,
     /// Adapters of the running sequences, in their order.
-    chosen: Vec<AdapterSet>,
+    pub(super) chosen: Vec<AdapterSet>,
     /// Loaded adapters, by name.
-    adapters: BTreeMap<String, Arc<Adapter>>,
-    next_id: u64,
-    rows: Vec<Row>,
-    wanted: Vec<usize>,
+    pub(super) adapters: BTreeMap<String, Arc<Adapter>>,
+    pub(super) next_id: u64,
+    pub(super) rows: Vec<Row>,
+    pub(super) wanted: Vec<usize>,
     /// Rows that the step under way takes of each running sequence.
-    taken: Vec<usize>,
-    totals: Totals,
+    pub(super) taken: Vec<usize>,
+    pub(super) totals: Totals,
 }
 
 impl<'t> Engine<'t> {
@@ -161,6 +161,17 @@ impl<'t> Engine<'t> {
         self.waiting.len()
     }
 
+    /// Sequences that have room.
+    pub fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// The sequences that run, then those that wait, each in the order in which they will be served.
+    pub fn slots(&self) -> impl Iterator<Item = Slot> {
+        let running = self.running.iter().map(Sequence::running_slot);
+        running.chain(self.waiting.iter().map(Sequence::waiting_slot))
+    }
+
     /// Blocks of keys and values that no sequence owns.
     pub fn free_blocks(&self) -> usize {
         self.kv.free_blocks()
@@ -169,16 +180,6 @@ impl<'t> Engine<'t> {
     /// What was done since the start.
     pub fn totals(&self) -> &Totals {
         &self.totals
-    }
-
-    /// Ends all sequences without a result.
-    pub fn cancel_all(&mut self) {
-        self.waiting.clear();
-        self.running.clear();
-        self.chosen.clear();
-        for table in self.tables.drain(..) {
-            self.kv.give_back(table);
-        }
     }
 
     /// Where the pages of keys and values are, of those that are bound to nodes.
@@ -279,7 +280,7 @@ impl<'t> Engine<'t> {
         });
         let adapters = AdapterSet::new(chosen.collect::<Result<_, _>>()?)?;
         self.next_id += 1;
-        self.waiting.push_back(Sequence::new(id, request, adapters, sampler, detokenizer, stop));
+        self.enqueue(Sequence::new(id, request, adapters, sampler, detokenizer, stop));
         Ok(id)
     }
 
@@ -315,36 +316,22 @@ impl<'t> Engine<'t> {
         Ok(())
     }
 
-    /// Lets waiting sequences run while there are blocks for all that they may need. First come, first served: a small
-    /// request never overtakes a large one, or the large one might wait for ever.
-    fn admit(&mut self, events: &mut Vec<Event>) {
-        while self.running.len() < self.options.width {
-            let Some(next) = self.waiting.front() else { break };
-            let Some(blocks) = self.kv.take(blocks_for(next.positions_max())) else { break };
-            let Some(mut sequence) = self.waiting.pop_front() else { break };
-            if sequence.wants_nothing() {
-                self.kv.give_back(blocks);
-                events.push(sequence.finished(FinishReason::Length));
-            } else {
-                self.chosen.push(mem::take(&mut sequence.adapters));
-                self.running.push(sequence);
-                self.tables.push(blocks);
-            }
-        }
-    }
-
-    /// One row of every sequence that decodes, and rows of prompts up to the chunk's size, oldest sequence first.
+    /// One row of every sequence that decodes, and rows of prompts up to the chunk's size: of those that go first, then of
+    /// the others, oldest first.
     fn choose_rows(&mut self) {
         self.rows.clear();
         self.wanted.clear();
         self.taken.clear();
+        self.taken.extend(self.running.iter().map(|sequence| usize::from(sequence.decodes())));
         let mut room = self.options.ubatch_size;
-        for (index, sequence) in self.running.iter().enumerate() {
-            let rows = if sequence.decodes() { 1 } else { sequence.pending().min(room) };
-            if !sequence.decodes() {
-                room -= rows;
+        for priority in [Priority::Interactive, Priority::Background] {
+            let prompts = self.running.iter().zip(&mut self.taken);
+            for (sequence, taken) in prompts.filter(|(own, _)| own.priority == priority && !own.decodes()) {
+                *taken = sequence.pending().min(room);
+                room -= *taken;
             }
-            self.taken.push(rows);
+        }
+        for (index, (sequence, rows)) in self.running.iter().zip(&self.taken).enumerate() {
             let positions = sequence.computed..sequence.computed + rows;
             self.rows.extend(positions.map(|position| Row {
                 token: sequence.tokens[position],
@@ -352,7 +339,7 @@ impl<'t> Engine<'t> {
                 sequence: index,
                 experts_per_token: sequence.experts_per_token,
             }));
-            if rows > 0 && rows == sequence.pending() {
+            if *rows > 0 && *rows == sequence.pending() {
                 self.wanted.push(self.rows.len() - 1);
             }
         }
@@ -361,15 +348,16 @@ impl<'t> Engine<'t> {
     /// Draws a token for every sequence whose last token was computed; those that end give their blocks back.
     fn draw(&mut self, events: &mut Vec<Event>) {
         let vocab_size = self.model.config().vocab_size;
-        let mut logits = self.space.logits().chunks_exact(vocab_size);
-        let mut index = 0;
+        let (mut index, mut wanted) = (0, 0);
         while index < self.running.len() {
             let sequence = &mut self.running[index];
             if sequence.pending() > 0 {
                 index += 1;
                 continue;
             }
-            let logits = logits.next().expect("the logits of every sequence without pending tokens were wanted");
+            // The logits of every sequence without pending tokens were wanted, in this order.
+            let logits = &self.space.logits()[wanted * vocab_size..][..vocab_size];
+            wanted += 1;
             let id = sequence.id;
             let drawn = sequence.draw(logits, &self.eos);
             // Logits that no token came of are counted as read bytes, but not as a token.
@@ -381,14 +369,10 @@ impl<'t> Engine<'t> {
                 }
                 Ok((token, text, After::Ended(reason))) => {
                     events.push(Event::Token { id, token, text });
-                    events.push(self.running.remove(index).finished(reason));
-                    self.chosen.remove(index);
-                    self.kv.give_back(self.tables.remove(index));
+                    events.push(self.remove(index).finished(reason));
                 }
                 Err(error) => {
-                    self.running.remove(index);
-                    self.chosen.remove(index);
-                    self.kv.give_back(self.tables.remove(index));
+                    self.remove(index);
                     events.push(Event::Failed { id, error });
                 }
             }

@@ -25,6 +25,19 @@ pub struct Request {
     pub shown_tokens: Vec<u32>,
     /// Names of loaded adapters, each with a factor of what it adds; their order means nothing.
     pub adapters: Vec<(String, f32)>,
+    /// Before whom it goes, and who goes before it.
+    pub priority: Priority,
+}
+
+/// Who goes first where sequences want the same room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// Someone waits for it.
+    #[default]
+    Interactive,
+    /// It may wait.
+    Background,
 }
 
 impl Request {
@@ -38,6 +51,7 @@ impl Request {
             experts_per_token: None,
             shown_tokens: Vec::new(),
             adapters: Vec::new(),
+            priority: Priority::default(),
         }
     }
 }
@@ -45,6 +59,44 @@ impl Request {
 /// A sequence of this engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SequenceId(pub(super) u64);
+
+impl SequenceId {
+    /// Sequences are counted from 0, in the order in which they came.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+}
+
+/// A sequence that waits or runs, for those who watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// The sequence.
+    pub id: SequenceId,
+    /// Where it is on its way.
+    pub state: SlotState,
+    /// Its request's.
+    pub priority: Priority,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens, of the prompt and generated, whose keys and values it has.
+    pub computed: usize,
+    /// Tokens generated.
+    pub generated: usize,
+}
+
+/// Where a sequence is on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SlotState {
+    /// It waits for room.
+    Queued,
+    /// Its prompt is being computed, or what it lost while it was suspended.
+    Prefilling,
+    /// It draws a token each step.
+    Decoding,
+    /// It ran, and waits until those that go before it leave room again.
+    Suspended,
+}
 
 /// Why a request was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -118,11 +170,11 @@ pub enum SequenceError {
 /// What a step brought.
 #[derive(Debug)]
 pub enum Event {
-    /// Tokens of the prompt were computed.
+    /// Tokens of the prompt were computed, or taken from the prefix cache.
     Prefill {
         /// The sequence.
         id: SequenceId,
-        /// Tokens of the prompt computed so far.
+        /// Tokens of the prompt that are done with.
         done: usize,
         /// Tokens of the prompt.
         total: usize,
@@ -173,6 +225,8 @@ pub struct Completion {
     pub finish_reason: FinishReason,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Of these, tokens whose keys and values were taken from the prefix cache.
+    pub cached_tokens: usize,
     /// How long it took.
     pub timings: Timings,
 }

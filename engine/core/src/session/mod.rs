@@ -4,6 +4,7 @@
 //! prompts, computes them together, and draws a token wherever a sequence has come to its end. A sequence is admitted
 //! only when all KV blocks that it may ever need are free, so nothing that runs can be starved or evicted.
 
+mod admission;
 mod engine;
 mod evaluate;
 mod event;
@@ -12,5 +13,7 @@ mod timing;
 
 pub use engine::{Engine, EngineError, EngineOptions};
 pub use evaluate::Evaluator;
-pub use event::{Completion, Event, FinishReason, Refused, Request, SequenceError, SequenceId};
+pub use event::{
+    Completion, Event, FinishReason, Priority, Refused, Request, SequenceError, SequenceId, Slot, SlotState,
+};
 pub use timing::{Timings, Totals};

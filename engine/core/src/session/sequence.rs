@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use super::event::{Completion, Event, FinishReason, Request, SequenceError, SequenceId};
+use super::event::{Completion, Event, FinishReason, Priority, Request, SequenceError, SequenceId, Slot, SlotState};
 use super::timing::Timings;
 use crate::adapter::AdapterSet;
 use crate::sampler::Sampler;
@@ -11,6 +11,7 @@ use crate::text::{Detokenizer, StopOutcome, StopStrings};
 
 pub(super) struct Sequence<'t> {
     pub(super) id: SequenceId,
+    pub(super) priority: Priority,
     pub(super) tokens: Vec<u32>, // prompt, then generated
     pub(super) computed: usize,  // positions whose keys and values are in the cache
     pub(super) adapters: AdapterSet,
@@ -39,12 +40,13 @@ impl<'t> Sequence<'t> {
         detokenizer: Detokenizer<'t>,
         stop: StopStrings,
     ) -> Self {
-        let Request { mut tokens, max_tokens, experts_per_token, .. } = request;
+        let Request { mut tokens, max_tokens, experts_per_token, priority, .. } = request;
         let prompt_tokens = tokens.len();
         tokens.reserve_exact(max_tokens);
         let timings = Timings { prefill_tokens: prompt_tokens, ..Timings::default() };
         Self {
             id,
+            priority,
             tokens,
             computed: 0,
             adapters,
@@ -131,6 +133,21 @@ impl<'t> Sequence<'t> {
         (text, reason)
     }
 
+    /// How it stands, if it runs.
+    pub(super) fn running_slot(&self) -> Slot {
+        self.slot(if self.decodes() { SlotState::Decoding } else { SlotState::Prefilling })
+    }
+
+    /// How it stands, if it waits.
+    pub(super) fn waiting_slot(&self) -> Slot {
+        self.slot(SlotState::Queued)
+    }
+
+    fn slot(&self, state: SlotState) -> Slot {
+        let Self { id, priority, prompt_tokens, computed, .. } = *self;
+        Slot { id, state, priority, prompt_tokens, computed, generated: self.tokens.len() - prompt_tokens }
+    }
+
     /// Its last event.
     pub(super) fn finished(mut self, finish_reason: FinishReason) -> Event {
         let completion = Completion {
@@ -138,6 +155,7 @@ impl<'t> Sequence<'t> {
             text: self.text,
             finish_reason,
             prompt_tokens: self.prompt_tokens,
+            cached_tokens: 0,
             timings: self.timings,
         };
         Event::Finished { id: self.id, completion }

@@ -1,6 +1,6 @@
 //! What is served, and all that handlers share.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -61,7 +61,7 @@ pub(crate) struct Shared {
     pub(crate) engine: EngineHandle,
     pub(crate) config: ServerConfig,
     pub(crate) adapters: Mutex<Vec<ServedAdapter>>,
-    pub(crate) prompts: Semaphore,
+    pub(crate) prompts: Arc<Semaphore>,
     pub(crate) created: u64,
     /// Random; with a count it makes ids that no other start has.
     id_base: u64,
@@ -93,7 +93,7 @@ impl Shared {
             engine,
             config,
             adapters,
-            prompts: Semaphore::new(PROMPTS_AT_ONCE),
+            prompts: Arc::new(Semaphore::new(PROMPTS_AT_ONCE)),
             created: unix_seconds(),
             id_base: random(),
             ids: AtomicU64::new(0),

@@ -42,7 +42,8 @@ impl Guard {
             Ok(origin) => origin,
             Err(error) => return refuse(error),
         };
-        if let (Some(origin), Method::OPTIONS) = (&origin, request.method())
+        if let Some(origin) = &origin
+            && request.method() == Method::OPTIONS
             && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
         {
             // Browsers send it without a key.

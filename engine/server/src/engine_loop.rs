@@ -149,7 +149,7 @@ impl Driver<'_> {
         for event in events.drain(..) {
             match event {
                 Event::Prefill { id, done, total } => self.tell(id, SequenceEvent::Prefill { done, total }),
-                Event::Token { id, token, text } => self.tell(id, SequenceEvent::Token { token, text }),
+                Event::Token { id, text, .. } => self.tell(id, SequenceEvent::Token { text }),
                 Event::Finished { id, completion } => {
                     vitals.cached_tokens.fetch_add(completion.cached_tokens, Relaxed);
                     self.end(id, SequenceEvent::Finished(Box::new(completion)));

@@ -40,7 +40,7 @@ pub type Start = Box<dyn for<'t> FnOnce(&'t Tokenizer) -> Result<Started<'t>, Bo
 #[derive(Debug)]
 pub(crate) enum SequenceEvent {
     Prefill { done: usize, total: usize },
-    Token { token: u32, text: String },
+    Token { text: String },
     Finished(Box<Completion>),
     Failed(ApiError),
 }

@@ -15,10 +15,7 @@ pub(crate) struct Input(Value);
 impl Input {
     /// Reads a request's body. It has to say that it is JSON: pages of other origins cannot send that without being asked.
     pub(crate) async fn read(request: Request<Body>, bytes_max: usize) -> Result<Self, ApiError> {
-        if !is_json(request.headers()) {
-            let why = "the body must be JSON, with the header `Content-Type: application/json`";
-            return Err(ApiError::client(StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
-        }
+        is_json(request.headers())?;
         let body = guard::read_body(request.into_body(), bytes_max).await?;
         if guard::json_depth(&body) > JSON_DEPTH_MAX {
             let why = format!("the body nests deeper than {JSON_DEPTH_MAX} levels");
@@ -54,8 +51,12 @@ impl Input {
     }
 }
 
-fn is_json(headers: &HeaderMap) -> bool {
+/// Refuses a body that does not say that it is JSON.
+pub(crate) fn is_json(headers: &HeaderMap) -> Result<(), ApiError> {
     let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let essence = value.split(';').next().unwrap_or_default().trim();
-    essence.eq_ignore_ascii_case("application/json")
+    if value.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    let why = "the body must be JSON, with the header `Content-Type: application/json`";
+    Err(ApiError::client(StatusCode::UNSUPPORTED_MEDIA_TYPE, why))
 }

@@ -17,6 +17,7 @@ mod generation;
 mod guard;
 mod input;
 mod listen;
+mod ollama;
 mod openai;
 mod openapi;
 mod operation;

@@ -14,8 +14,9 @@ use tower::ServiceExt;
 use crate::error::ApiError;
 use crate::guard::{Guard, allow_origin};
 use crate::listen::Answers;
+use crate::{ollama, openapi};
 use crate::openai::{chat, completions, models};
-use crate::operation::health;
+use crate::operation::{adapters, experts, health, metrics, props, slots, tokens};
 use crate::served::Shared;
 
 /// The guard, and the routes behind it.
@@ -37,6 +38,22 @@ impl Site {
             .route("/v1/completions", post(completions::completions))
             .route("/completions", post(completions::completions))
             .route("/apply-template", post(chat::apply_template))
+            .route("/metrics", get(metrics::metrics))
+            .route("/slots", get(slots::slots))
+            .route("/props", get(props::props))
+            .route("/experts", get(experts::experts))
+            .route("/tokenize", post(tokens::tokenize))
+            .route("/detokenize", post(tokens::detokenize))
+            .route("/lora-adapters", get(adapters::list).post(adapters::set_scales))
+            .route("/v1/load_lora_adapter", post(adapters::load))
+            .route("/v1/unload_lora_adapter", post(adapters::unload))
+            .route("/api/tags", get(ollama::models::tags))
+            .route("/api/ps", get(ollama::models::ps))
+            .route("/api/version", get(ollama::models::version))
+            .route("/api/show", post(ollama::models::show))
+            .route("/api/chat", post(ollama::chat::chat))
+            .route("/api/generate", post(ollama::chat::generate))
+            .route("/openapi.json", get(openapi::openapi))
             .fallback(|| async { ApiError::not_found("There is nothing at this path") })
             .method_not_allowed_fallback(|| async {
                 ApiError::client(StatusCode::METHOD_NOT_ALLOWED, "this path is not for this method")

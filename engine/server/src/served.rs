@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use engine_core::config::ModelConfig;
 use engine_core::sampler::SamplingParams;
-use engine_core::text::{ChatTemplate, Tokenizer};
+use engine_core::text::{ChatTemplate, RenderOptions, SpeechFormat, Tokenizer};
 use tokio::sync::Semaphore;
 
 use crate::config::ServerConfig;
@@ -23,6 +23,8 @@ pub struct ServedModel {
     pub template: Option<ChatTemplate>,
     /// Its config, dials turned.
     pub config: ModelConfig,
+    /// Its parameters.
+    pub parameters: u64,
     /// How tokens are drawn where a request does not say.
     pub sampling: SamplingParams,
     /// Most tokens of an answer where a request does not say; without it, until the context is full.
@@ -39,6 +41,23 @@ pub struct ServedModel {
     pub arenas: Vec<(&'static str, u64)>,
     /// The model folder, as it was named.
     pub path: String,
+}
+
+impl ServedModel {
+    fn speech_format(&self) -> SpeechFormat {
+        let format = self.template.as_ref().and_then(|template| template.speech_format(&RenderOptions::default()).ok());
+        format.unwrap_or(SpeechFormat::PLAIN)
+    }
+
+    /// Whether its template knows calls of tools that are read here.
+    pub(crate) fn knows_tools(&self) -> bool {
+        matches!(self.speech_format(), SpeechFormat::Harmony | SpeechFormat::Tagged { calls: Some(_), .. })
+    }
+
+    /// Whether its template knows thoughts.
+    pub(crate) fn thinks(&self) -> bool {
+        matches!(self.speech_format(), SpeechFormat::Harmony | SpeechFormat::Tagged { thinks: true, .. })
+    }
 }
 
 /// An adapter that is loaded.
@@ -74,8 +93,6 @@ pub(crate) struct Shared {
 #[derive(Default)]
 pub(crate) struct Counters {
     pub(crate) requests: AtomicU64,
-    pub(crate) refused: AtomicU64,
-    pub(crate) cancelled: AtomicU64,
     pub(crate) prompt_tokens: AtomicU64,
     pub(crate) prompt_micros: AtomicU64,
     pub(crate) predicted_tokens: AtomicU64,

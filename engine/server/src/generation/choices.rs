@@ -18,7 +18,7 @@ use crate::served::Shared;
 /// What a piece of an answer is.
 #[derive(Debug)]
 pub(crate) enum Update {
-    Prefill { index: usize, done: usize, total: usize },
+    Prefill { done: usize, total: usize },
     Reasoning { index: usize, text: String },
     Content { index: usize, text: String },
     ToolCall { index: usize, number: usize, id: String, call: ToolCall },
@@ -42,7 +42,7 @@ pub(crate) enum Reason {
 pub(crate) struct End {
     pub(crate) reason: Reason,
     pub(crate) tokens: usize,
-    pub(crate) reasoning_tokens: usize,
+    pub(crate) prompt_tokens: usize,
     pub(crate) cached_tokens: usize,
     pub(crate) timings: Timings,
 }
@@ -154,8 +154,8 @@ impl Choices {
     pub(crate) async fn next(&mut self) -> Option<Result<Vec<Update>, ApiError>> {
         let (index, event) = self.running.next().await?;
         Some(match event {
-            SequenceEvent::Prefill { done, total } => Ok(vec![Update::Prefill { index, done, total }]),
-            SequenceEvent::Token { text, .. } => {
+            SequenceEvent::Prefill { done, total } => Ok(vec![Update::Prefill { done, total }]),
+            SequenceEvent::Token { text } => {
                 let choice = &mut self.choices[index];
                 choice.tokens += 1;
                 choice.untold += 1;
@@ -227,6 +227,6 @@ impl Choices {
         counters.predicted_tokens.fetch_add(tokens as u64, Relaxed);
         counters.predicted_micros.fetch_add(micros(timings.decode), Relaxed);
         counters.tokens_max.fetch_max((prompt_tokens + tokens) as u64, Relaxed);
-        Update::End { index, end: End { reason, tokens, reasoning_tokens, cached_tokens, timings } }
+        Update::End { index, end: End { reason, tokens, prompt_tokens, cached_tokens, timings } }
     }
 }

@@ -7,8 +7,8 @@ mod prompt;
 mod stream;
 
 pub(crate) use answer::{Answer, collect, patiently};
-pub(crate) use choices::{Choices, Reason, Update, Usage};
-pub(crate) use controls::{Controls, refuse_unsupported};
+pub(crate) use choices::{Choices, End, Reason, Update, Usage};
+pub(crate) use controls::{Controls, OneOrMany, experts_per_token_max, refuse_unsupported};
 pub(crate) use prompt::{ChatPrompt, Prompted, TextPrompt, in_background};
 pub(crate) use stream::{Dialect, stream};
 

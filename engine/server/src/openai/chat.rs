@@ -165,7 +165,7 @@ fn tool_choice(fields: &ChatFields) -> Result<ToolChoice, ApiError> {
 }
 
 /// The tools as a template and a reader of calls take them.
-fn offered(tools: &[Tool]) -> Result<Value, ApiError> {
+pub(crate) fn offered(tools: &[Tool]) -> Result<Value, ApiError> {
     for (index, tool) in tools.iter().enumerate() {
         if tool.kind != "function" {
             return Err(ApiError::unsupported(format!("tools[{index}].type"), "only `function` is known"));
@@ -184,7 +184,7 @@ fn offered(tools: &[Tool]) -> Result<Value, ApiError> {
 }
 
 /// Text is all that is read; a picture that nobody looked at must not seem to have been seen.
-fn check_parts(messages: &[Message]) -> Result<(), ApiError> {
+pub(crate) fn check_parts(messages: &[Message]) -> Result<(), ApiError> {
     for (index, message) in messages.iter().enumerate() {
         let Some(Content::Parts(parts)) = &message.content else { continue };
         for (part_index, part) in parts.iter().enumerate() {

@@ -87,7 +87,7 @@ fn complete(engine: &mut Engine, prompts: &[Vec<u32>]) -> Vec<Completion> {
             match event {
                 Event::Finished { id, completion } => finished.push((id, completion)),
                 Event::Failed { error, .. } => panic!("{error}"),
-                Event::Prefill { .. } | Event::Token { .. } => {}
+                Event::Prefill { .. } | Event::Token { .. } | Event::Embedded { .. } => {}
             }
         }
     }

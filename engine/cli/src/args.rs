@@ -11,6 +11,7 @@ use simd::matmul::Activations;
 use simd::{Dtype, Isa};
 
 use crate::dials::DialFlags;
+use crate::text_form::TextForm;
 
 /// Runs large language models at full precision on this machine, and works through the night on private notes.
 #[derive(Parser)]
@@ -81,6 +82,8 @@ pub(crate) struct Generate {
     #[command(flatten)]
     pub(crate) sampling: Sampling,
     #[command(flatten)]
+    pub(crate) form: TextForm,
+    #[command(flatten)]
     pub(crate) run: Run,
     #[command(flatten)]
     pub(crate) output: OutputFormat,
@@ -111,6 +114,15 @@ pub(crate) struct Draw {
     /// Draw among tokens at least this fraction as probable as the best; 0 is off
     #[arg(long, env = "NIGHTMONK_MIN_P", value_name = "P")]
     pub(crate) min_p: Option<f32>,
+    /// Divides the logits of tokens that were there, in the prompt or since; 1 is off
+    #[arg(long, env = "NIGHTMONK_REPEAT_PENALTY", value_name = "P")]
+    pub(crate) repeat_penalty: Option<f32>,
+    /// Taken once from the logits of tokens that were generated; 0 is off
+    #[arg(long, env = "NIGHTMONK_PRESENCE_PENALTY", value_name = "P", allow_negative_numbers = true)]
+    pub(crate) presence_penalty: Option<f32>,
+    /// Taken from the logits of tokens as often as they were generated; 0 is off
+    #[arg(long, env = "NIGHTMONK_FREQUENCY_PENALTY", value_name = "P", allow_negative_numbers = true)]
+    pub(crate) frequency_penalty: Option<f32>,
 }
 
 /// What decides bytes (isa, activations, cache types, dials) and what decides speed and memory (the rest).

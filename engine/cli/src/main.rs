@@ -24,6 +24,7 @@ mod model;
 mod nodes;
 mod output;
 mod progress;
+mod text_form;
 mod turn;
 
 use std::process::ExitCode;

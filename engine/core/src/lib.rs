@@ -1,13 +1,15 @@
 //! A model in memory and the step loop.
 //!
 //! Modules build on each other in this order, and never the other way: `config`, `checkpoint`, `adapter` and `homes`,
-//! `kv_cache`, `model`, then `plan` and `expert_counts`, `pack` on `plan`; `sampler`, `text`; `session` on most of them.
+//! `kv_cache`, `model`, then `plan` and `expert_counts`, `pack` on `plan`; `sampler`, `text`, `constraint` on
+//! `text`; `session` on most of them.
 //! `import` stands alone.
 #![deny(unsafe_code)]
 
 pub mod adapter;
 pub mod checkpoint;
 pub mod config;
+pub mod constraint;
 pub mod expert_counts;
 pub mod homes;
 pub mod import;

@@ -90,7 +90,8 @@ impl<'t> EngineGenerator<'t> {
 
     fn request(&self, request: &PromptRequest) -> Result<Request, GenerateError> {
         let Sampling { temperature, top_k, top_p, min_p } = request.sampling;
-        let sampling = SamplingParams { temperature, top_k, top_p, min_p, seed: request.seed };
+        let sampling =
+            SamplingParams { temperature, top_k, top_p, min_p, seed: request.seed, ..SamplingParams::default() };
         let tokens = self.tokens(&request.prompt)?;
         let shown_tokens = self.speech_format().map_err(failed)?.shown_tokens(self.settings.tokenizer);
         let adapters = self.settings.adapters.iter().map(|adapter| (adapter.name.clone(), adapter.scale)).collect();
@@ -128,7 +129,7 @@ impl<'t> EngineGenerator<'t> {
                     }
                     // Those beside it go on to their ends, and to their records.
                     Event::Failed { error, .. } => broken = broken.or(Some(failed(error))),
-                    Event::Prefill { .. } | Event::Token { .. } => {}
+                    Event::Prefill { .. } | Event::Token { .. } | Event::Embedded { .. } => {}
                 }
             }
         }

@@ -61,8 +61,7 @@ impl EngineThread {
         let Started { engine, keep: _keep, read_bandwidth } = start(tokenizer).map_err(EngineEnded::Start)?;
         vitals.set_bandwidth(read_bandwidth);
         vitals.blocks.store(engine.free_blocks(), Relaxed);
-        let mut driver =
-            Driver { engine, listeners: HashMap::new(), tickets: HashMap::new(), events: Vec::new() };
+        let mut driver = Driver { engine, listeners: HashMap::new(), tickets: HashMap::new(), events: Vec::new() };
         // Nobody is told that it is ready before a token came.
         let (sender, mut probed) = oneshot::channel();
         driver.probe(sender).map_err(|refused| EngineEnded::Probe(refused.to_string()))?;
@@ -149,7 +148,8 @@ impl Driver<'_> {
         for event in events.drain(..) {
             match event {
                 Event::Prefill { id, done, total } => self.tell(id, SequenceEvent::Prefill { done, total }),
-                Event::Token { id, text, .. } => self.tell(id, SequenceEvent::Token { text }),
+                Event::Token { id, text, logprobs, .. } => self.tell(id, SequenceEvent::Token { text, logprobs }),
+                Event::Embedded { id, values, .. } => self.end(id, SequenceEvent::Embedded(values)),
                 Event::Finished { id, completion } => {
                     vitals.cached_tokens.fetch_add(completion.cached_tokens, Relaxed);
                     self.end(id, SequenceEvent::Finished(Box::new(completion)));
@@ -207,6 +207,10 @@ fn of_refused(refused: &Refused) -> ApiError {
         Refused::Sampling(error) => ApiError::field(error.field, error.to_string()),
         Refused::Stop(_) => ApiError::field("stop", refused.to_string()),
         Refused::NoAdapter { .. } | Refused::Adapters(_) => ApiError::field("lora", refused.to_string()),
+        Refused::BiasedToken { .. } => ApiError::field("logit_bias", refused.to_string()),
+        Refused::Logprobs { .. } => ApiError::field("logprobs", refused.to_string()),
+        Refused::ForeignConstraint => ApiError::field("response_format", refused.to_string()),
+        Refused::NotForEmbedding { field } => ApiError::field(*field, refused.to_string()),
         Refused::EmptyPrompt | Refused::Token { .. } => ApiError::field("prompt", refused.to_string()),
     }
 }

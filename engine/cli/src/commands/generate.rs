@@ -5,9 +5,12 @@ use std::num::NonZeroUsize;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use engine_core::config::ModelConfig;
+use engine_core::constraint::Constraint;
 use engine_core::sampler::SamplingParams;
 use engine_core::session::{Event, Request};
-use engine_core::text::{ChatTemplate, CivilTime, Message, RenderOptions, SpeechParser, StopStrings, Tools};
+use engine_core::text::{
+    ChatTemplate, CivilTime, Message, RenderOptions, SpeechFormat, SpeechParser, StopStrings, Tools,
+};
 use serde_json::json;
 
 use crate::args::{Draw, Format, Generate, Run};
@@ -25,7 +28,7 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
     let text = ModelText::from_dir(&arguments.model)?;
     let seed = arguments.sampling.seed;
     let sampling = SamplingParams { seed, ..sampling(&arguments.sampling.draw, &text)? };
-    let Prompt { tokens, shown_tokens, mut turn } = tokens(arguments, &prompt, &text)?;
+    let Prompt { tokens, shown_tokens, constraint, mut turn } = tokens(arguments, &prompt, &text)?;
     let (run, max_tokens) = room(arguments, tokens.len())?;
     let work = Work::Tokens { prompt: tokens.len(), generate: max_tokens };
     let opened = Opened::new(&arguments.model, &run, 1, LogitRows::Last, work)?;
@@ -35,7 +38,9 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
 
     let mut prefill = Some(Progress::new("prompt", Unit::Tokens, tokens.len() as u64));
     let stop = arguments.stop.clone();
-    let request = Request { stop, adapters, shown_tokens, ..Request::new(tokens, max_tokens, sampling) };
+    let logit_bias = arguments.form.logit_bias.clone();
+    let request =
+        Request { stop, adapters, shown_tokens, logit_bias, constraint, ..Request::new(tokens, max_tokens, sampling) };
     engine.submit(request).map_err(|refused| Failure::Usage(refused.to_string()))?;
 
     let mut events = Vec::new();
@@ -56,6 +61,7 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
                     }
                 }
                 Event::Failed { error, .. } => return Err(error.into()),
+                Event::Embedded { .. } => {}
                 Event::Finished { completion, .. } => {
                     let bandwidth = figures::read_bandwidth(&mut engine).max(before);
                     let timings = &completion.timings;
@@ -82,6 +88,9 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
                                     "top_p": sampling.top_p,
                                     "min_p": sampling.min_p,
                                     "seed": sampling.seed,
+                                    "repetition_penalty": sampling.repetition_penalty,
+                                    "presence_penalty": sampling.presence_penalty,
+                                    "frequency_penalty": sampling.frequency_penalty,
                                 },
                                 "timings": {
                                     "prompt_tokens_per_second": timings.prefill_rate(),
@@ -147,13 +156,15 @@ fn room(arguments: &Generate, prompt: usize) -> Result<(Run, usize), Failure> {
 struct Prompt {
     tokens: Vec<u32>,
     shown_tokens: Vec<u32>,
+    constraint: Option<Constraint>,
     turn: Turn,
 }
 
 fn tokens(arguments: &Generate, prompt: &str, text: &ModelText) -> Result<Prompt, Failure> {
     if !arguments.chat {
         let tokens = text.tokenizer.encode(prompt, true)?;
-        return Ok(Prompt { tokens, shown_tokens: Vec::new(), turn: Turn::of_text() });
+        let constraint = arguments.form.constraint(text, SpeechFormat::PLAIN, "")?;
+        return Ok(Prompt { tokens, shown_tokens: Vec::new(), constraint, turn: Turn::of_text() });
     }
     let mut messages = Vec::new();
     messages.extend(arguments.system.iter().map(|system| Message::new("system", system.as_str())));
@@ -165,19 +176,16 @@ fn tokens(arguments: &Generate, prompt: &str, text: &ModelText) -> Result<Prompt
     let template = ChatTemplate::from_dir(&arguments.model)?;
     let tokens = template.render_to_tokens(&text.tokenizer, &messages, &options)?;
     let format = template.speech_format(&options)?;
-    let parser = SpeechParser::new(format, Tools::default(), &text.tokenizer.decode_end(&tokens)?);
+    let prompt_end = text.tokenizer.decode_end(&tokens)?;
+    let constraint = arguments.form.constraint(text, format, &prompt_end)?;
+    let parser = SpeechParser::new(format, Tools::default(), &prompt_end);
     let shown_tokens = format.shown_tokens(&text.tokenizer);
-    Ok(Prompt { tokens, shown_tokens, turn: Turn::of_chat(parser) })
+    Ok(Prompt { tokens, shown_tokens, constraint, turn: Turn::of_chat(parser) })
 }
 
 /// A flag, else the model's own default, else its plain distribution.
 pub(crate) fn sampling(flags: &Draw, text: &ModelText) -> Result<SamplingParams, Failure> {
     let defaults = &text.defaults;
-    if let Some(penalty) = defaults.repetition_penalty.filter(|penalty| *penalty != 1.0) {
-        eprintln!(
-            "note: generation_config.json asks for repetition_penalty {penalty}, which this version does not have"
-        );
-    }
     let greedy = defaults.do_sample == Some(false);
     let plain = SamplingParams::default();
     let params = SamplingParams {
@@ -186,6 +194,9 @@ pub(crate) fn sampling(flags: &Draw, text: &ModelText) -> Result<SamplingParams,
         top_p: flags.top_p.or(defaults.top_p).unwrap_or(plain.top_p),
         min_p: flags.min_p.or(defaults.min_p).unwrap_or(plain.min_p),
         seed: plain.seed,
+        repetition_penalty: flags.repeat_penalty.or(defaults.repetition_penalty).unwrap_or(plain.repetition_penalty),
+        presence_penalty: flags.presence_penalty.unwrap_or(plain.presence_penalty),
+        frequency_penalty: flags.frequency_penalty.unwrap_or(plain.frequency_penalty),
     };
     params.validate().map_err(|error| Failure::Usage(error.to_string()))?;
     Ok(params)

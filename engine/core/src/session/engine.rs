@@ -10,15 +10,16 @@ use std::time::Instant;
 use numa::{Pinning, Pool};
 use simd::Dtype;
 
-use super::event::{Event, Priority, Refused, Request, SequenceId, Slot};
-use super::sequence::{After, Sequence};
+use super::embedding::{Pool as EmbeddingPool, Pooled};
+use super::event::{Event, Output, Priority, Refused, Request, SequenceId, Slot};
+use super::sequence::{After, Drawn, Sequence};
 use super::timing::Totals;
 use crate::adapter::{Adapter, AdapterError, AdapterFolder, AdapterSet};
 use crate::checkpoint::CheckpointError;
 use crate::homes::NodePages;
 use crate::kv_cache::{BlockId, KvCache, KvShape, blocks_for};
 use crate::model::{AdapterRoom, Batch, Model, Row, Workspace};
-use crate::sampler::Sampler;
+use crate::sampler::{Sampler, TOP_LOGPROBS_MAX};
 use crate::text::{Detokenizer, StopStrings, Tokenizer};
 
 /// Sizes of an engine; with them every byte that it will ever take is known.
@@ -251,8 +252,16 @@ impl<'t> Engine<'t> {
     ///
     /// # Errors
     /// [`Refused`] with the number that would fit. A request that is taken is never cut short for lack of room.
-    pub fn submit(&mut self, request: Request) -> Result<SequenceId, Refused> {
+    pub fn submit(&mut self, mut request: Request) -> Result<SequenceId, Refused> {
         let vocab_size = self.model.config().vocab_size;
+        let pool = match request.output {
+            Output::Text => None,
+            Output::Embedding(pooling) => {
+                request.refuse_what_embeddings_have_not()?;
+                request.max_tokens = 0;
+                Some(EmbeddingPool::new(pooling, request.tokens.len(), self.model.config().hidden_size))
+            }
+        };
         if request.tokens.is_empty() {
             return Err(Refused::EmptyPrompt);
         }
@@ -271,7 +280,18 @@ impl<'t> Engine<'t> {
             }
         }
         let id = SequenceId(self.next_id);
-        let sampler = Sampler::new(request.sampling, self.tokenizer.vocab_size().min(vocab_size))?;
+        let drawable = self.tokenizer.vocab_size().min(vocab_size);
+        if let Some((token, _)) = request.logit_bias.iter().find(|(token, _)| *token as usize >= drawable) {
+            return Err(Refused::BiasedToken { token: *token, vocab_size: drawable });
+        }
+        if let Some(asked) = request.logprobs.filter(|asked| *asked > TOP_LOGPROBS_MAX) {
+            return Err(Refused::Logprobs { asked, most: TOP_LOGPROBS_MAX });
+        }
+        if request.constraint.as_ref().is_some_and(|constraint| !constraint.is_for(self.tokenizer, &self.eos)) {
+            return Err(Refused::ForeignConstraint);
+        }
+        let sampler = Sampler::with_bias(request.sampling, request.logit_bias.clone(), drawable)?
+            .reserving(request.constraint.is_some(), request.logprobs.unwrap_or(0));
         let stop = StopStrings::new(request.stop.clone())?;
         let detokenizer = Detokenizer::showing(self.tokenizer, request.shown_tokens.clone());
         let chosen = request.adapters.iter().map(|(name, scale)| match self.adapters.get(name) {
@@ -280,7 +300,7 @@ impl<'t> Engine<'t> {
         });
         let adapters = AdapterSet::new(chosen.collect::<Result<_, _>>()?)?;
         self.next_id += 1;
-        self.enqueue(Sequence::new(id, request, adapters, sampler, detokenizer, stop));
+        self.enqueue(Sequence::new(id, request, pool, adapters, sampler, detokenizer, stop));
         Ok(id)
     }
 
@@ -297,7 +317,8 @@ impl<'t> Engine<'t> {
         self.choose_rows();
         let batch = Batch { rows: &self.rows, tables: &self.tables, logits: &self.wanted, adapters: &self.chosen };
         let start = Instant::now();
-        self.model.forward(&batch, &mut self.kv, &mut self.space, &mut ());
+        let mut pooled = Pooled { model: &self.model, batch: &batch, running: &mut self.running };
+        self.model.forward(&batch, &mut self.kv, &mut self.space, &mut pooled);
         let time = start.elapsed();
         self.model.check_intact()?;
 
@@ -339,7 +360,7 @@ impl<'t> Engine<'t> {
                 sequence: index,
                 experts_per_token: sequence.experts_per_token,
             }));
-            if *rows > 0 && *rows == sequence.pending() {
+            if *rows > 0 && *rows == sequence.pending() && sequence.pool.is_none() {
                 self.wanted.push(self.rows.len() - 1);
             }
         }
@@ -355,6 +376,11 @@ impl<'t> Engine<'t> {
                 index += 1;
                 continue;
             }
+            if let Some(pool) = &sequence.pool {
+                events.push(pool.event(sequence.id));
+                self.remove(index);
+                continue;
+            }
             // The logits of every sequence without pending tokens were wanted, in this order.
             let logits = &self.space.logits()[wanted * vocab_size..][..vocab_size];
             wanted += 1;
@@ -363,12 +389,12 @@ impl<'t> Engine<'t> {
             // Logits that no token came of are counted as read bytes, but not as a token.
             self.totals.generated_tokens += usize::from(drawn.is_ok());
             match drawn {
-                Ok((token, text, After::GoesOn)) => {
-                    events.push(Event::Token { id, token, text });
+                Ok(Drawn { token, text, logprobs, after: After::GoesOn }) => {
+                    events.push(Event::Token { id, token, text, logprobs });
                     index += 1;
                 }
-                Ok((token, text, After::Ended(reason))) => {
-                    events.push(Event::Token { id, token, text });
+                Ok(Drawn { token, text, logprobs, after: After::Ended(reason) }) => {
+                    events.push(Event::Token { id, token, text, logprobs });
                     events.push(self.remove(index).finished(reason));
                 }
                 Err(error) => {

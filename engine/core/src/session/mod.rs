@@ -5,15 +5,18 @@
 //! only when all KV blocks that it may ever need are free, so nothing that runs can be starved or evicted.
 
 mod admission;
+mod embedding;
 mod engine;
 mod evaluate;
 mod event;
 mod sequence;
 mod timing;
 
+pub use embedding::normalize;
 pub use engine::{Engine, EngineError, EngineOptions};
 pub use evaluate::Evaluator;
 pub use event::{
-    Completion, Event, FinishReason, Priority, Refused, Request, SequenceError, SequenceId, Slot, SlotState,
+    Completion, Event, FinishReason, Output, Pooling, Priority, Refused, Request, SequenceError, SequenceId, Slot,
+    SlotState,
 };
 pub use timing::{Timings, Totals};

@@ -3,10 +3,12 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use super::embedding::Pool;
 use super::event::{Completion, Event, FinishReason, Priority, Request, SequenceError, SequenceId, Slot, SlotState};
 use super::timing::Timings;
 use crate::adapter::AdapterSet;
-use crate::sampler::Sampler;
+use crate::constraint::Matcher;
+use crate::sampler::{Sampler, TokenLogprobs};
 use crate::text::{Detokenizer, StopOutcome, StopStrings};
 
 pub(super) struct Sequence<'t> {
@@ -19,10 +21,23 @@ pub(super) struct Sequence<'t> {
     max_tokens: usize,
     pub(super) experts_per_token: Option<NonZeroUsize>,
     sampler: Sampler,
+    top_logprobs: Option<usize>,
+    logprobs: Vec<TokenLogprobs>,
+    matcher: Option<Matcher>,
+    /// Of a prompt that is embedded.
+    pub(super) pool: Option<Pool>,
     detokenizer: Detokenizer<'t>,
     stop: StopStrings,
     text: String,
     timings: Timings,
+}
+
+/// A token that was drawn, and what comes of it.
+pub(super) struct Drawn {
+    pub(super) token: u32,
+    pub(super) text: String,
+    pub(super) logprobs: Option<Box<TokenLogprobs>>,
+    pub(super) after: After,
 }
 
 /// What a sequence does after a token.
@@ -35,13 +50,15 @@ impl<'t> Sequence<'t> {
     pub(super) fn new(
         id: SequenceId,
         request: Request,
+        pool: Option<Pool>,
         adapters: AdapterSet,
-        sampler: Sampler,
+        mut sampler: Sampler,
         detokenizer: Detokenizer<'t>,
         stop: StopStrings,
     ) -> Self {
-        let Request { mut tokens, max_tokens, experts_per_token, priority, .. } = request;
+        let Request { mut tokens, max_tokens, experts_per_token, priority, logprobs, constraint, .. } = request;
         let prompt_tokens = tokens.len();
+        sampler.prompt(&tokens);
         tokens.reserve_exact(max_tokens);
         let timings = Timings { prefill_tokens: prompt_tokens, ..Timings::default() };
         Self {
@@ -54,6 +71,10 @@ impl<'t> Sequence<'t> {
             max_tokens,
             experts_per_token,
             sampler,
+            top_logprobs: logprobs,
+            logprobs: Vec::new(),
+            matcher: constraint.map(|constraint| constraint.begin()),
+            pool,
             detokenizer,
             stop,
             text: String::new(),
@@ -71,9 +92,9 @@ impl<'t> Sequence<'t> {
         self.prompt_tokens + self.max_tokens.saturating_sub(1)
     }
 
-    /// No token was asked for.
+    /// Neither a token nor an embedding was asked for.
     pub(super) fn wants_nothing(&self) -> bool {
-        self.max_tokens == 0
+        self.max_tokens == 0 && self.pool.is_none()
     }
 
     /// Its prompt is in the cache, and it has drawn a token.
@@ -95,14 +116,20 @@ impl<'t> Sequence<'t> {
     }
 
     /// Draws the next token from `logits` `[vocab_size]` and turns it into text.
-    pub(super) fn draw(&mut self, logits: &[f32], eos: &[u32]) -> Result<(u32, String, After), SequenceError> {
+    pub(super) fn draw(&mut self, logits: &[f32], eos: &[u32]) -> Result<Drawn, SequenceError> {
+        let mask = self.matcher.as_mut().map(Matcher::mask).transpose()?;
         // The counter is the token's place in the sequence: a sequence taken up again draws what it would have drawn.
-        let token = self.sampler.sample(logits, self.tokens.len() as u64)?.token;
+        let sampled = self.sampler.sample_masked(logits, self.tokens.len() as u64, mask)?;
+        let token = sampled.token;
+        let logprobs = self.top_logprobs.map(|top| Box::new(self.sampler.logprobs(logits, sampled, top)));
+        self.logprobs.extend(logprobs.as_deref().cloned());
         self.tokens.push(token);
+        self.sampler.generated(token);
         if eos.contains(&token) {
             let (text, _) = self.finish_text();
-            return Ok((token, text, After::Ended(FinishReason::Stop)));
+            return Ok(Drawn { token, text, logprobs, after: After::Ended(FinishReason::Stop) });
         }
+        self.matcher.as_mut().map_or(Ok(()), |matcher| matcher.accept(token))?;
         let mut after = After::GoesOn;
         let piece = self.detokenizer.push(token)?;
         let mut text = match self.stop.push(&piece) {
@@ -118,7 +145,7 @@ impl<'t> Sequence<'t> {
             text.push_str(&rest);
             after = After::Ended(reason);
         }
-        Ok((token, text, after))
+        Ok(Drawn { token, text, logprobs, after })
     }
 
     /// Text that was held back, and why it ends here: a character cut in half may still complete a stop string.
@@ -152,6 +179,7 @@ impl<'t> Sequence<'t> {
     pub(super) fn finished(mut self, finish_reason: FinishReason) -> Event {
         let completion = Completion {
             tokens: self.tokens.split_off(self.prompt_tokens),
+            logprobs: self.logprobs,
             text: self.text,
             finish_reason,
             prompt_tokens: self.prompt_tokens,

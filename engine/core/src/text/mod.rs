@@ -20,7 +20,7 @@ mod template;
 mod tokenizer;
 
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 #[cfg(test)]
 mod tokenizer_tests;
 
@@ -29,6 +29,7 @@ pub use detokenize::Detokenizer;
 pub use error::TextError;
 pub use generation_config::GenerationDefaults;
 pub use message::{Content, Message};
+pub(crate) use speech::marks;
 pub use speech::{CallFormat, Speech, SpeechEvent, SpeechFormat, SpeechParser, ToolCall, Tools};
 pub use stop::{StopOutcome, StopStrings};
 pub use template::{ChatTemplate, RenderOptions};

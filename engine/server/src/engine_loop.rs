@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use engine_core::checkpoint::CheckpointError;
 use engine_core::sampler::SamplingParams;
-use engine_core::session::{Engine, Event, Refused, Request, SequenceId};
+use engine_core::session::{Engine, Event, Refused, Request, SequenceError, SequenceId};
 use engine_core::text::Tokenizer;
 use tokio::sync::{mpsc, oneshot};
 
@@ -154,9 +154,7 @@ impl Driver<'_> {
                     vitals.cached_tokens.fetch_add(completion.cached_tokens, Relaxed);
                     self.end(id, SequenceEvent::Finished(Box::new(completion)));
                 }
-                Event::Failed { id, error } => {
-                    self.end(id, SequenceEvent::Failed(ApiError::engine(error.to_string())));
-                }
+                Event::Failed { id, error } => self.end(id, SequenceEvent::Failed(of_failed(&error))),
             }
         }
         self.events = events;
@@ -193,6 +191,16 @@ impl Driver<'_> {
             }
             Some(Listener::Probe(done)) if matches!(event, SequenceEvent::Finished(_)) => _ = done.send(()),
             Some(Listener::Probe(_)) | None => {}
+        }
+    }
+}
+
+/// What a request's grammar makes too much to follow is the request's affair; broken numbers are not.
+fn of_failed(error: &SequenceError) -> ApiError {
+    match error {
+        SequenceError::Constraint(_) => ApiError::field("response_format", error.to_string()),
+        SequenceError::Sample(_) | SequenceError::Text(_) | SequenceError::NonFiniteEmbedding { .. } => {
+            ApiError::engine(error.to_string())
         }
     }
 }

@@ -332,9 +332,17 @@ const UNSUPPORTED: [(&str, Neutral, &str); 32] = [
 
 /// Refuses the first field that asks for what there is not, by name.
 pub(crate) fn refuse_unsupported(input: &Input) -> Result<(), ApiError> {
+    refuse_unsupported_of(|name| input.field(name), "")
+}
+
+/// The same for fields that stand under a `prefix`.
+pub(crate) fn refuse_unsupported_of<'v>(
+    field: impl Fn(&str) -> Option<&'v Value>,
+    prefix: &str,
+) -> Result<(), ApiError> {
     for (name, is_neutral, help) in UNSUPPORTED {
-        if input.field(name).is_some_and(|value| !is_neutral(value)) {
-            return Err(ApiError::unsupported(name, help));
+        if field(name).is_some_and(|value| !value.is_null() && !is_neutral(value)) {
+            return Err(ApiError::unsupported(format!("{prefix}{name}"), help));
         }
     }
     Ok(())

@@ -11,8 +11,19 @@ fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob } else { NEVER }
 }
 
+/// A token's text; one that is a part of a character is spelled by its bytes, so that no two are the same.
 fn text(tokenizer: &Tokenizer, token: u32) -> String {
-    String::from_utf8_lossy(tokenizer.token_bytes(token).unwrap_or_default()).into_owned()
+    let bytes = tokenizer.token_bytes(token).unwrap_or_default();
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.into(),
+        Err(_) => bytes.iter().fold(String::from("bytes:"), |text, byte| text + &format!("\\x{byte:02x}")),
+    }
+}
+
+/// Characters that begin in a token.
+fn characters(tokenizer: &Tokenizer, token: u32) -> usize {
+    let bytes = tokenizer.token_bytes(token).unwrap_or_default();
+    bytes.iter().filter(|byte| **byte & 0b1100_0000 != 0b1000_0000).count()
 }
 
 /// `logprobs.content` of a chat.
@@ -33,10 +44,9 @@ pub(crate) fn of_chat(tokenizer: &Tokenizer, tokens: &[TokenLogprobs]) -> Value 
 pub(crate) fn of_text(tokenizer: &Tokenizer, tokens: &[TokenLogprobs], offset: &mut usize) -> Value {
     let (mut offsets, mut texts, mut logprobs, mut tops) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for told in tokens {
-        let text_of = text(tokenizer, told.token);
         offsets.push(*offset);
-        *offset += text_of.chars().count();
-        texts.push(text_of);
+        *offset += characters(tokenizer, told.token);
+        texts.push(text(tokenizer, told.token));
         logprobs.push(finite(told.logprob));
         let top = told.top.iter().map(|(token, logprob)| (text(tokenizer, *token), json!(finite(*logprob))));
         tops.push(Value::Object(top.collect::<Map<_, _>>()));

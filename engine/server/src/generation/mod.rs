@@ -11,7 +11,9 @@ mod stream;
 
 pub(crate) use answer::{Answer, collect, patiently};
 pub(crate) use choices::{Choices, End, Reason, Update, Usage};
-pub(crate) use controls::{Controls, OneOrMany, check_top_logprobs, experts_per_token_max, refuse_unsupported};
+pub(crate) use controls::{
+    Controls, OneOrMany, check_top_logprobs, experts_per_token_max, refuse_unsupported, refuse_unsupported_of,
+};
 pub(crate) use form::Form;
 pub(crate) use prompt::{ChatPrompt, Prompted, TextPrompt, in_background};
 pub(crate) use stream::{Dialect, stream};

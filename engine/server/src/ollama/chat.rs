@@ -121,6 +121,9 @@ fn asked(
     let common: OllamaControls = input.parse()?;
     let shows_thoughts = common.think.as_ref().is_none_or(|think| think != &Value::Bool(false));
     let Some((prompted, field)) = prompt(&shared.model, &common)? else { return Ok(None) };
+    if let Some(options) = input.field("options") {
+        refuse_unsupported_of(|name| options.get(name), "options.")?;
+    }
     let form = match common.format {
         None | Some(Value::Null) => None,
         Some(Value::String(format)) if format.is_empty() => None,

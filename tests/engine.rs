@@ -5,6 +5,7 @@
 
 mod asked;
 mod poison;
+mod sharing;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -14,6 +15,7 @@ use engine_core::kv_cache::blocks_for;
 use engine_core::sampler::{Sampler, SamplingParams};
 use engine_core::session::{
     Completion, Engine, EngineOptions, Evaluator, Event, FinishReason, Refused, Request, SequenceError, SequenceId,
+    Totals,
 };
 use engine_core::text::Tokenizer;
 use simd::{Dtype, Isa};
@@ -39,7 +41,7 @@ const ALONE: EngineOptions = sizes(1, 256, 1);
 
 const fn sizes(width: usize, ubatch_size: usize, threads: usize) -> EngineOptions {
     let threads = NonZeroUsize::new(threads).unwrap();
-    EngineOptions { threads, kv_dtype: Dtype::F16, ctx_size: CTX_SIZE, width, ubatch_size }
+    EngineOptions { threads, kv_dtype: Dtype::F16, ctx_size: CTX_SIZE, width, ubatch_size, prefix_cache: false }
 }
 
 /// A folder with a model, and its tokenizer.
@@ -168,7 +170,8 @@ fn run_submitting(engine: &mut Engine, requests: &[Request]) -> Streams {
     assert_eq!(engine.free_blocks(), options.width * blocks_for(options.ctx_size), "all blocks are back");
 
     let (after, all) = (engine.totals(), streams.values());
-    assert_eq!(after.prefill_tokens - before.prefill_tokens, all.clone().map(|s| s.prefilled).sum::<usize>());
+    let done = |totals: &Totals| totals.prefill_tokens + totals.cached_tokens;
+    assert_eq!(done(after) - done(&before), all.clone().map(|s| s.prefilled).sum::<usize>());
     assert_eq!(after.generated_tokens - before.generated_tokens, all.map(|s| s.tokens.len()).sum::<usize>());
     streams
 }

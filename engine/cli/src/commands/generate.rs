@@ -2,15 +2,12 @@
 
 use std::io::Read;
 use std::num::NonZeroUsize;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use engine_core::config::ModelConfig;
 use engine_core::constraint::Constraint;
 use engine_core::sampler::SamplingParams;
 use engine_core::session::{Event, Request};
-use engine_core::text::{
-    ChatTemplate, CivilTime, Message, RenderOptions, SpeechFormat, SpeechParser, StopStrings, Tools,
-};
+use engine_core::text::{ChatTemplate, Message, SpeechFormat, SpeechParser, StopStrings, Tools};
 use serde_json::json;
 
 use crate::args::{Draw, Format, Generate, Run};
@@ -69,6 +66,7 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
                         Format::Text => {
                             print(turn.finish())?;
                             print('\n')?;
+                            print(turn.calls())?;
                             turn.tell_what_is_not_printed();
                         }
                         Format::Json => {
@@ -161,24 +159,26 @@ struct Prompt {
 }
 
 fn tokens(arguments: &Generate, prompt: &str, text: &ModelText) -> Result<Prompt, Failure> {
-    if !arguments.chat {
+    let flags = &arguments.chat;
+    if !flags.chat {
         let tokens = text.tokenizer.encode(prompt, true)?;
         let constraint = arguments.form.constraint(text, SpeechFormat::PLAIN, "")?;
         return Ok(Prompt { tokens, shown_tokens: Vec::new(), constraint, turn: Turn::of_text() });
     }
-    let mut messages = Vec::new();
-    messages.extend(arguments.system.iter().map(|system| Message::new("system", system.as_str())));
-    messages.push(Message::new("user", prompt));
-    // Some templates write the date.
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let now = i64::try_from(seconds).ok().map(|seconds| CivilTime::from_unix(seconds, 0));
-    let options = RenderOptions { add_generation_prompt: true, now, ..RenderOptions::default() };
     let template = ChatTemplate::from_dir(&arguments.model)?;
+    let options = flags.options(&template)?;
+    let mut messages = Vec::new();
+    messages.extend(flags.system.iter().map(|system| Message::new("system", system.as_str())));
+    messages.push(Message::new("user", prompt));
     let tokens = template.render_to_tokens(&text.tokenizer, &messages, &options)?;
     let format = template.speech_format(&options)?;
+    if options.tools.is_some() && matches!(format, SpeechFormat::Tagged { calls: None, .. }) {
+        eprintln!("note: how this model writes calls of tools is not known; they are part of the answer");
+    }
+    let tools = options.tools.as_ref().map(Tools::from_openai).unwrap_or_default();
     let prompt_end = text.tokenizer.decode_end(&tokens)?;
     let constraint = arguments.form.constraint(text, format, &prompt_end)?;
-    let parser = SpeechParser::new(format, Tools::default(), &prompt_end);
+    let parser = SpeechParser::new(format, tools, &prompt_end);
     let shown_tokens = format.shown_tokens(&text.tokenizer);
     Ok(Prompt { tokens, shown_tokens, constraint, turn: Turn::of_chat(parser) })
 }

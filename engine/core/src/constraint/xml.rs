@@ -96,7 +96,7 @@ fn kind(schema: &Value) -> Result<Kind, String> {
                 Ok(Kind::Words(words))
             }
             Some(_) => Err("one of its values cannot be written".into()),
-            None if types(fields).iter().any(|name| *name == "string") || types(fields).is_empty() => {
+            None if types(fields).contains(&"string") || types(fields).is_empty() => {
                 Err("its values are not all texts, and have no other type".into())
             }
             None => Ok(Kind::Json),

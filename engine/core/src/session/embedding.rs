@@ -31,6 +31,11 @@ impl Pool {
         Self { pooling, positions, normed: vec![0.0; hidden_size], sums: vec![0.0; hidden_size] }
     }
 
+    /// All positions will come once more.
+    pub(super) fn restart(&mut self) {
+        self.sums.fill(0.0);
+    }
+
     fn wants(&self, position: usize) -> bool {
         match self.pooling {
             Pooling::Last => position + 1 == self.positions,

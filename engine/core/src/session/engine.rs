@@ -12,11 +12,14 @@ use simd::Dtype;
 
 use super::embedding::{Pool as EmbeddingPool, Pooled};
 use super::event::{Event, Output, Priority, Refused, Request, SequenceId, Slot};
+use super::prefix;
 use super::sequence::{After, Drawn, Sequence};
 use super::timing::Totals;
 use crate::adapter::{Adapter, AdapterError, AdapterFolder, AdapterSet};
 use crate::checkpoint::CheckpointError;
 use crate::homes::NodePages;
+use crate::kv_cache::disk::DiskCache;
+use crate::kv_cache::prefix::{ChainHash, Prefixes};
 use crate::kv_cache::{BlockId, KvCache, KvShape, blocks_for};
 use crate::model::{AdapterRoom, Batch, Model, Row, Workspace};
 use crate::sampler::{Sampler, TOP_LOGPROBS_MAX};
@@ -35,6 +38,9 @@ pub struct EngineOptions {
     pub width: usize,
     /// Rows of prompts that a step takes.
     pub ubatch_size: usize,
+    /// Sequences that begin alike share what was computed of their beginnings. Takes no memory of its own, and changes no
+    /// bit.
+    pub prefix_cache: bool,
 }
 
 /// Why an engine did not start.
@@ -65,6 +71,12 @@ pub struct Engine<'t> {
     pub(super) eos: Vec<u32>,
     pub(super) options: EngineOptions,
     pub(super) kv: KvCache,
+    pub(super) prefixes: Prefixes,
+    pub(super) disk: Option<DiskCache>,
+    /// Named blocks that are not on disk yet.
+    pub(super) unsaved: VecDeque<(ChainHash, BlockId)>,
+    /// How it computes, at the root of all names.
+    pub(super) described: String,
     pub(super) space: Workspace,
     /// Those that go first, then the others, each in the order in which they came.
     pub(super) waiting: VecDeque<Sequence<'t>>,
@@ -118,11 +130,15 @@ impl<'t> Engine<'t> {
             .map_err(|source| EngineError::KvCache { bytes: shape.bytes(), source })?;
         let space = Workspace::new(&model, pool, options.ubatch_size + options.width, options.width);
         Ok(Self {
+            described: prefix::describe(&model, options.kv_dtype, ""),
             model,
             tokenizer,
             eos,
             options,
             kv,
+            prefixes: Prefixes::new(shape.blocks),
+            disk: None,
+            unsaved: VecDeque::new(),
             space,
             waiting: VecDeque::new(),
             running: Vec::with_capacity(options.width),
@@ -173,9 +189,9 @@ impl<'t> Engine<'t> {
         running.chain(self.waiting.iter().map(Sequence::waiting_slot))
     }
 
-    /// Blocks of keys and values that no sequence owns.
+    /// Blocks of keys and values that no sequence owns: empty ones, and those of the prefix cache, which may be given up.
     pub fn free_blocks(&self) -> usize {
-        self.kv.free_blocks()
+        self.kv.free_blocks() + self.prefixes.unowned()
     }
 
     /// What was done since the start.
@@ -311,10 +327,19 @@ impl<'t> Engine<'t> {
     /// and every later step ends in the same way.
     pub fn step(&mut self, events: &mut Vec<Event>) -> Result<(), CheckpointError> {
         self.admit(events);
-        if self.running.is_empty() {
-            return Ok(());
-        }
+        self.take_cached();
         self.choose_rows();
+        if !self.rows.is_empty() {
+            self.compute()?;
+        }
+        events.extend(self.running.iter_mut().filter_map(Sequence::progress));
+        self.draw(events);
+        self.save_blocks();
+        Ok(())
+    }
+
+    /// Computes the rows of this step.
+    fn compute(&mut self) -> Result<(), CheckpointError> {
         let batch = Batch { rows: &self.rows, tables: &self.tables, logits: &self.wanted, adapters: &self.chosen };
         let start = Instant::now();
         let mut pooled = Pooled { model: &self.model, batch: &batch, running: &mut self.running };
@@ -323,17 +348,13 @@ impl<'t> Engine<'t> {
         self.model.check_intact()?;
 
         let bytes = self.space.bytes_read();
+        self.totals.steps += 1;
+        self.totals.sequences += self.running.len();
         self.totals.time += time;
         self.totals.bytes += bytes;
-        for (sequence, rows) in self.running.iter_mut().zip(&self.taken) {
-            if !sequence.decodes() {
-                self.totals.prefill_tokens += rows;
-            }
-            if *rows > 0 {
-                events.extend(sequence.computed(*rows, time, bytes));
-            }
+        for (sequence, rows) in self.running.iter_mut().zip(&self.taken).filter(|(_, rows)| **rows > 0) {
+            sequence.count(*rows, time, bytes, &mut self.totals);
         }
-        self.draw(events);
         Ok(())
     }
 
@@ -347,7 +368,7 @@ impl<'t> Engine<'t> {
         let mut room = self.options.ubatch_size;
         for priority in [Priority::Interactive, Priority::Background] {
             let prompts = self.running.iter().zip(&mut self.taken);
-            for (sequence, taken) in prompts.filter(|(own, _)| own.priority == priority && !own.decodes()) {
+            for (sequence, taken) in prompts.filter(|(own, _)| own.priority == priority && own.prefills()) {
                 *taken = sequence.pending().min(room);
                 room -= *taken;
             }
@@ -391,10 +412,12 @@ impl<'t> Engine<'t> {
             match drawn {
                 Ok(Drawn { token, text, logprobs, after: After::GoesOn }) => {
                     events.push(Event::Token { id, token, text, logprobs });
+                    self.publish(index);
                     index += 1;
                 }
                 Ok(Drawn { token, text, logprobs, after: After::Ended(reason) }) => {
                     events.push(Event::Token { id, token, text, logprobs });
+                    self.publish(index);
                     events.push(self.remove(index).finished(reason));
                 }
                 Err(error) => {

@@ -26,8 +26,6 @@ pub struct Request {
     pub shown_tokens: Vec<u32>,
     /// Names of loaded adapters, each with a factor of what it adds; their order means nothing.
     pub adapters: Vec<(String, f32)>,
-    /// Before whom it goes, and who goes before it.
-    pub priority: Priority,
     /// Added to the logits of these tokens before each draw, each from -100 to 100, as in the OpenAI API. What is given
     /// twice for a token adds up.
     pub logit_bias: Vec<(u32, f32)>,
@@ -38,17 +36,8 @@ pub struct Request {
     pub constraint: Option<Constraint>,
     /// What is asked for; `max_tokens` counts for text alone.
     pub output: Output,
-}
-
-/// Who goes first where sequences want the same room.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Priority {
-    /// Someone waits for it.
-    #[default]
-    Interactive,
-    /// It may wait.
-    Background,
+    /// Before whom it goes, and who goes before it.
+    pub priority: Priority,
 }
 
 /// What comes of a request.
@@ -72,6 +61,17 @@ pub enum Pooling {
     First,
 }
 
+/// Who goes first where sequences want the same room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// Someone waits for it.
+    #[default]
+    Interactive,
+    /// It may wait.
+    Background,
+}
+
 impl Request {
     /// Of the model as it is, to the end of its turn or `max_tokens`.
     pub fn new(tokens: Vec<u32>, max_tokens: usize, sampling: SamplingParams) -> Self {
@@ -83,11 +83,11 @@ impl Request {
             experts_per_token: None,
             shown_tokens: Vec::new(),
             adapters: Vec::new(),
-            priority: Priority::default(),
             logit_bias: Vec::new(),
             logprobs: None,
             constraint: None,
             output: Output::Text,
+            priority: Priority::default(),
         }
     }
 }

@@ -16,7 +16,7 @@ use super::{Lines, Shape, answered, call, figures};
 use crate::error::ApiError;
 use crate::generation::{
     Answer, ChatPrompt, Controls, Form, Generation, Prompted, TextPrompt, Wants, collect, in_background, patiently,
-    stream,
+    refuse_unsupported_of, stream,
 };
 use crate::input::Input;
 use crate::openai::chat::{Tool, check_parts, offered};

@@ -94,7 +94,7 @@ fn a_hostile_schema_costs_seconds_at_most_and_never_the_process() {
 #[test]
 fn a_broken_expression_or_grammar_is_an_error() {
     let compiler = compiler();
-    for expression in ["(", "[a", "a{2,1}", r"\p{Nothing}", "a(?=b)", r"(a)\1", "(a{1000}){1000}{1000}"] {
+    for expression in ["(", "[a", "a{2,1}", r"\p{Nothing}", "a(?=b)", r"(a)\1"] {
         compiler.regex(expression).expect_err(expression);
     }
     assert!(matches!(compiler.regex(&"(".repeat(1000)), Err(ConstraintError::TooLarge { unit: "levels", .. })));

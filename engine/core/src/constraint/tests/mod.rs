@@ -11,6 +11,7 @@ use crate::sampler::{Sampler, SamplingParams};
 use crate::text::fixtures::{self, byte_level, byte_level_json};
 
 const END: u32 = 302;
+const TAG: &[u8] = b"</parameter>";
 
 /// The small tokenizer, with control tokens of these spellings.
 pub(super) fn tokenizer_with(control_tokens: &[&str]) -> Tokenizer {
@@ -75,6 +76,12 @@ pub(super) fn babble(constraint: &Constraint, tokenizer: &Tokenizer, seed: u64, 
         }
         logits[END as usize] += 2.0 * haste;
         let mask = matcher.mask().expect("the constraint is followed");
+        // A free text, where a line may end, ends with its tag, which noise would never spell.
+        if mask[0] >> b'\n' & 1 == 1 {
+            let text: Vec<u8> = ids.iter().filter_map(|id| tokenizer.token_bytes(*id)).flatten().copied().collect();
+            let spelt = (0..TAG.len()).rev().find(|len| text.ends_with(&TAG[..*len])).unwrap_or(0);
+            logits[usize::from(TAG[spelt])] += 3.0 * haste;
+        }
         let token = sampler.sample_masked(&logits, ids.len() as u64, Some(mask)).expect("a token is left").token;
         if token == END {
             assert!(matcher.is_complete().expect("the constraint is followed"), "it ends where it may");

@@ -52,3 +52,28 @@ fn a_server_that_is_asked_to_end_finishes_what_it_has_begun() {
     assert_eq!(answer.status, 200, "{answer:?}");
     assert!(answer.json()["usage"]["completion_tokens"].as_u64().unwrap() > 0);
 }
+
+#[test]
+fn a_prompt_that_was_read_before_a_restart_is_not_read_again_and_says_the_same() {
+    let model = crate::tiny_model::tiny_model("qwen3");
+    let folder = tempfile::tempdir().unwrap();
+    // Made by the server, for its owner alone.
+    let kept = folder.path().join("kv");
+    let body = json!({"prompt": "abc".repeat(120), "max_tokens": 8, "temperature": 0});
+    let ask = || {
+        let arguments = ["--no-api-key", "--kv-dir", kept.to_str().unwrap()];
+        let mut server = Server::spawn(model.path(), &arguments);
+        server.wait_for("ready");
+        let answer = server.post("/v1/completions", &body).json();
+        assert_eq!(server.terminate(), Some(0));
+        (
+            answer["choices"][0]["text"].clone(),
+            answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap(),
+        )
+    };
+    let (text, cached) = ask();
+    assert_eq!(cached, 0);
+    let (again, cached) = ask();
+    assert_eq!(again, text);
+    assert!(cached > 0);
+}

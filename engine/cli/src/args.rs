@@ -414,6 +414,12 @@ pub(crate) struct Serve {
     /// Folder from which clients may load adapters; without it, they may load none
     #[arg(long, env = "NIGHTMONK_LORA_DIR", value_name = "DIR")]
     pub(crate) lora_dir: Option<PathBuf>,
+    /// Folder for keys and values of the beginnings of prompts, kept over restarts; without it, in memory alone
+    #[arg(long, env = "NIGHTMONK_KV_DIR", value_name = "DIR")]
+    pub(crate) kv_dir: Option<PathBuf>,
+    /// Most bytes that are kept there
+    #[arg(long, env = "NIGHTMONK_KV_DIR_SIZE", value_name = "SIZE", default_value = "16GiB", value_parser = size)]
+    pub(crate) kv_dir_size: u64,
     /// Folder of the key that is made; without it, nightmonk in the user's folder for state
     #[arg(long, env = "NIGHTMONK_STATE_DIR", value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,

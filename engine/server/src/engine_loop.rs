@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::error::Error;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::mpsc::TryRecvError;
-use std::time::Instant;
+use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
+use std::time::{Duration, Instant};
 
 use engine_core::checkpoint::CheckpointError;
 use engine_core::sampler::SamplingParams;
@@ -29,6 +29,9 @@ pub enum EngineEnded {
     #[error("the model is loaded, but gives no token: {0}")]
     Probe(String),
 }
+
+/// While blocks wait for the disk, an idle engine looks after them this often.
+const SAVING_PAUSE: Duration = Duration::from_millis(20);
 
 /// Whom to tell about a sequence.
 enum Listener {
@@ -73,13 +76,22 @@ impl EngineThread {
 
         loop {
             // With nothing to do the thread sleeps in the channel.
-            let idle = driver.engine.is_idle();
-            let command = if idle { commands.recv().ok() } else { None };
-            let mut next = command.map_or_else(|| commands.try_recv(), Ok);
+            let mut next = if !driver.engine.is_idle() {
+                commands.try_recv()
+            } else if driver.engine.save_blocks() > 0 {
+                // The disk takes no more for now; a command goes before it.
+                commands.recv_timeout(SAVING_PAUSE).map_err(|error| match error {
+                    RecvTimeoutError::Timeout => TryRecvError::Empty,
+                    RecvTimeoutError::Disconnected => TryRecvError::Disconnected,
+                })
+            } else {
+                commands.recv().map_err(|_| TryRecvError::Disconnected)
+            };
             loop {
                 match next {
                     Ok(Command::Stop) | Err(TryRecvError::Disconnected) => {
                         driver.engine.cancel_all();
+                        driver.engine.finish_saving();
                         return Ok(());
                     }
                     Ok(command) => driver.obey(command),

@@ -52,8 +52,14 @@ pub(crate) fn run(arguments: Serve) -> Result<(), Failure> {
         ],
         path: folder.display().to_string(),
     };
+    let (kv_dir, kv_dir_size) = (arguments.kv_dir.clone(), arguments.kv_dir_size);
     let start: Start = Box::new(move |tokenizer| {
+        // What is kept is for this model alone.
+        let digest = kv_dir.as_ref().map(|_| opened.checkpoint.digest(opened.request.threads)).transpose()?;
         let (mut engine, pin) = opened.engine_around(tokenizer, eos)?;
+        if let (Some(folder), Some(digest)) = (&kv_dir, digest) {
+            engine.keep_on_disk(folder, kv_dir_size, &digest, |line| eprintln!("{line}"))?;
+        }
         let read_bandwidth = figures::read_bandwidth(&mut engine);
         Ok(Started { engine, keep: Box::new(pin), read_bandwidth })
     });

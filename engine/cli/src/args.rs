@@ -30,7 +30,7 @@ pub(crate) struct Arguments {
 #[derive(Subcommand)]
 pub(crate) enum Command {
     /// Complete one prompt
-    Generate(Generate),
+    Generate(Box<Generate>),
     /// Write the logits of given token ids
     Logits(Logits),
     /// See which experts texts are routed to

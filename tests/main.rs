@@ -18,6 +18,7 @@ mod perplexity;
 mod plan_table;
 mod same_bits;
 mod selftest;
+mod server;
 mod smollm2;
 mod stacked;
 mod templates;

@@ -10,7 +10,7 @@ use engine_core::session::{Event, Request};
 use engine_core::text::{ChatTemplate, Message, SpeechFormat, SpeechParser, StopStrings, Tools};
 use serde_json::json;
 
-use crate::args::{Format, Generate, Run, Sampling};
+use crate::args::{Draw, Format, Generate, Run};
 use crate::failure::{Failure, wrong_dial};
 use crate::figures;
 use crate::load_choice::Work;
@@ -23,7 +23,8 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
     let prompt = prompt(arguments)?;
     model::check_folder(&arguments.model)?;
     let text = ModelText::from_dir(&arguments.model)?;
-    let sampling = sampling(&arguments.sampling, &text)?;
+    let seed = arguments.sampling.seed;
+    let sampling = SamplingParams { seed, ..sampling(&arguments.sampling.draw, &text)? };
     let Prompt { tokens, shown_tokens, constraint, mut turn } = tokens(arguments, &prompt, &text)?;
     let (run, max_tokens) = room(arguments, tokens.len())?;
     let work = Work::Tokens { prompt: tokens.len(), generate: max_tokens };
@@ -183,7 +184,7 @@ fn tokens(arguments: &Generate, prompt: &str, text: &ModelText) -> Result<Prompt
 }
 
 /// A flag, else the model's own default, else its plain distribution.
-fn sampling(flags: &Sampling, text: &ModelText) -> Result<SamplingParams, Failure> {
+pub(crate) fn sampling(flags: &Draw, text: &ModelText) -> Result<SamplingParams, Failure> {
     let defaults = &text.defaults;
     let greedy = defaults.do_sample == Some(false);
     let plain = SamplingParams::default();
@@ -192,7 +193,7 @@ fn sampling(flags: &Sampling, text: &ModelText) -> Result<SamplingParams, Failur
         top_k: flags.top_k.or(defaults.top_k).unwrap_or(plain.top_k),
         top_p: flags.top_p.or(defaults.top_p).unwrap_or(plain.top_p),
         min_p: flags.min_p.or(defaults.min_p).unwrap_or(plain.min_p),
-        seed: flags.seed,
+        seed: plain.seed,
         repetition_penalty: flags.repeat_penalty.or(defaults.repetition_penalty).unwrap_or(plain.repetition_penalty),
         presence_penalty: flags.presence_penalty.unwrap_or(plain.presence_penalty),
         frequency_penalty: flags.frequency_penalty.unwrap_or(plain.frequency_penalty),

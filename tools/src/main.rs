@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod ci;
+mod clients;
 mod golden;
 mod numa_vm;
 mod tidy;
@@ -29,6 +30,8 @@ usage: cargo tools COMMAND
   golden            sizes of the golden data
   golden --make     make it anew with transformers, or
   golden --check    compute it a second way and compare (both need Python and torch; by hand, never in CI)
+  clients [ARGS]    the openai, ollama and langchain-openai packages and schemathesis against a server with the demonstration's
+                    model (needs Python); ARGS go to pytest
   numa-vm           tests of memory, threads and models on nodes, in emulated machines with 2 and 4; where QEMU is missing it
                     says so and is done
   numa-vm --install the same, after getting QEMU and a kernel for it (Debian, as root)
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         ["golden"] => || golden::sizes(&root()?),
         ["golden", "--make"] => || golden::python(&root()?, &[]),
         ["golden", "--check"] => || golden::python(&root()?, &["--check"]),
+        ["clients", ref rest @ ..] => return done(root().and_then(|root| clients::run(&root, rest))),
         ["numa-vm"] => || numa_vm::run(&root()?),
         ["numa-vm", "--install"] => || numa_vm::install(&root()?).and_then(|()| numa_vm::run(&root()?)),
         ["help" | "--help" | "-h"] => {
@@ -61,7 +65,11 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match command() {
+    done(command())
+}
+
+fn done(result: Result<(), String>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {
             eprintln!("{reason}");
@@ -96,4 +104,13 @@ fn output(command: &mut Command) -> Result<String, String> {
         return Err(format!("{command:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr).trim_end()));
     }
     String::from_utf8(output.stdout).map_err(|_| format!("{command:?} wrote something that is not UTF-8"))
+}
+
+/// Runs a command that has to succeed; what it says goes where this program speaks.
+fn succeed(command: &mut Command) -> Result<(), String> {
+    match command.status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("{command:?}: {status}")),
+        Err(error) => Err(format!("{command:?} could not be started: {error}")),
+    }
 }

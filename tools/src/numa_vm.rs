@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
+use crate::succeed;
+
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Nodes of the machines to test in.
@@ -167,14 +169,6 @@ fn failed(path: &Path, error: &std::io::Error) -> String {
 fn runner(command: &[&str]) -> String {
     let words: Vec<String> = command.iter().map(|word| toml::Value::from(*word).to_string()).collect();
     format!("target.{TARGET}.runner=[{}]", words.join(", "))
-}
-
-fn succeed(command: &mut Command) -> Result<(), String> {
-    match command.status() {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(format!("{command:?}: {status}")),
-        Err(error) => Err(format!("{command:?} could not be started: {error}")),
-    }
 }
 
 #[cfg(test)]

@@ -55,6 +55,8 @@ fn run() -> ExitCode {
         Command::Selftest(Selftest { command: SelftestCommand::Numerics(arguments) }) => {
             commands::numerics::run(&arguments)
         }
+        Command::Completions(arguments) => commands::shell::completions(&arguments),
+        Command::Man(arguments) => commands::shell::man(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,3 @@
+//! What an operator asks.
+
+pub(crate) mod health;

@@ -21,6 +21,7 @@ mod openai;
 mod openapi;
 mod operation;
 mod routes;
+mod sandbox;
 mod served;
 mod server;
 mod vitals;

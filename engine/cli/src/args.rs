@@ -53,6 +53,24 @@ pub(crate) enum Command {
     Doctor(Doctor),
     /// Check this machine's arithmetic
     Selftest(Selftest),
+    /// Print a script that completes commands and flags in a shell
+    Completions(Completions),
+    /// Write manual pages: one for the program and one for each command
+    Man(Man),
+}
+
+#[derive(Args)]
+pub(crate) struct Completions {
+    /// bash, elvish, fish, powershell or zsh
+    #[arg(value_name = "SHELL")]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Args)]
+pub(crate) struct Man {
+    /// Folder for the pages; it is made if it is not there
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
 }
 
 #[derive(Args)]

@@ -63,6 +63,8 @@ fn run() -> ExitCode {
         Command::Selftest(Selftest { command: SelftestCommand::Context(arguments) }) => {
             commands::context::run(&arguments)
         }
+        Command::Completions(arguments) => commands::shell::completions(&arguments),
+        Command::Man(arguments) => commands::shell::man(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,7 +2,8 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use crate::engine_thread::{Command, EngineHandle, Start, channel};
 use crate::guard::{Guard, HostRules, Keys};
 use crate::listen::{self, Listener};
 use crate::routes::Site;
+use crate::sandbox::{self, Enforced, Sandbox};
 use crate::served::{ServedModel, Shared};
 use crate::vitals::Phase;
 
@@ -50,7 +52,7 @@ pub enum ServeError {
 }
 
 /// Serves `model` until SIGTERM or SIGINT, or until its engine ends. `listening` is told the address before the model is
-/// loaded (none for a Unix socket), `ready` when the first token came.
+/// loaded (none for a Unix socket), `ready` when the first token came, with what the kernel keeps the server from since.
 ///
 /// # Errors
 /// [`ServeError`].
@@ -59,9 +61,11 @@ pub fn serve(
     model: ServedModel,
     start: Start,
     listening: impl FnOnce(Option<SocketAddr>),
-    ready: impl FnOnce() + Send + 'static,
+    ready: impl FnOnce(Sandbox) + Send + 'static,
 ) -> Result<(), ServeError> {
+    let files = Arc::new(OnceLock::new());
     let runtime = Builder::new_multi_thread()
+        .on_thread_start(see_no_files(config.adapter_folder.as_deref(), Arc::clone(&files)))
         .worker_threads(ANSWERING_THREADS)
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .thread_name("http")
@@ -88,7 +92,11 @@ pub fn serve(
         .map_err(ServeError::Threads)?;
     listening(address);
 
-    let served = answer(&runtime, listener, guard, &shared, ready);
+    let calls_too = move || {
+        let calls = if sandbox::restrict_calls().is_ok() { Enforced::Fully } else { Enforced::Not };
+        ready(Sandbox { files: files.get().copied().unwrap_or(Enforced::Not), calls });
+    };
+    let served = answer(&runtime, listener, guard, &shared, calls_too);
     // Those that are left are cut off now: their time of grace is over.
     runtime.shutdown_timeout(Duration::from_millis(100));
     if matches!(served, Err(ServeError::Stuck(_))) {
@@ -100,6 +108,16 @@ pub fn serve(
     match thread.join() {
         Ok(ended) => ended.map_err(ServeError::Engine).and(served),
         Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// What each thread that reads requests does first. It needs `/proc` for figures of this process, and adapters.
+fn see_no_files(adapters: Option<&Path>, kept: Arc<OnceLock<Enforced>>) -> impl Fn() + Send + Sync + 'static {
+    let adapters = adapters.map(Path::to_path_buf);
+    move || {
+        let readable: Vec<&Path> = [Path::new("/proc")].into_iter().chain(adapters.as_deref()).collect();
+        // All threads ask for the same and get the same.
+        let _ = kept.set(sandbox::restrict_files(&readable).unwrap_or(Enforced::Not));
     }
 }
 

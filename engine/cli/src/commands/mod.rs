@@ -16,4 +16,5 @@ pub(crate) mod pack;
 pub(crate) mod perplexity;
 pub(crate) mod plan;
 pub(crate) mod serve;
+pub(crate) mod shell;
 mod token_ids;

@@ -71,7 +71,7 @@ pub(crate) fn run(arguments: Serve) -> Result<(), Failure> {
         Some(address) => eprintln!("listening on http://{address}"),
         None => eprintln!("listening on {at}"),
     };
-    serve(config, served, start, listening, || eprintln!("ready")).map_err(|error| match error {
+    serve(config, served, start, listening, |sandbox| eprintln!("ready; {sandbox}")).map_err(|error| match error {
         ServeError::NoKey(_) => Failure::Usage(error.to_string()),
         error => error.into(),
     })

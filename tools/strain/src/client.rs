@@ -5,7 +5,6 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -191,18 +190,6 @@ impl Connection {
     /// What the system says.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes)
-    }
-
-    /// Writes `piece` bytes at a time, with a pause after each.
-    ///
-    /// # Errors
-    /// What the system says; the server closed the connection.
-    pub(crate) fn write_slowly(&mut self, bytes: &[u8], piece: usize, pause: Duration) -> io::Result<()> {
-        for piece in bytes.chunks(piece.max(1)) {
-            self.stream.write_all(piece)?;
-            sleep(pause);
-        }
-        Ok(())
     }
 
     /// Says that nothing more will be written; answers can still be read.

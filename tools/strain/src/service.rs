@@ -66,8 +66,8 @@ pub(crate) struct Work {
     pub(crate) running: usize,
     /// Sequences that wait.
     pub(crate) waiting: usize,
-    /// KV blocks that a new sequence could have.
-    pub(crate) free_blocks: usize,
+    /// KV blocks that a new sequence could not have.
+    pub(crate) used_blocks: usize,
 }
 
 /// What must be there again when the load has gone.
@@ -183,14 +183,12 @@ impl Service {
             return Err(Failure::Server(format!("GET /metrics: {} {}", answer.status, answer.text())));
         }
         let text = answer.text();
-        let gauge = |name: &str| {
-            let found = metric(&text, name).map(|value| value as usize);
-            found.ok_or_else(|| Failure::Server(format!("/metrics has no `…{name}`")))
-        };
+        let gauge =
+            |name: &str| metric(&text, name).ok_or_else(|| Failure::Server(format!("/metrics has no `…{name}`")));
         Ok(Work {
-            running: gauge("requests_processing")?,
-            waiting: gauge("requests_deferred")?,
-            free_blocks: gauge("kv_blocks_free")?,
+            running: gauge("requests_processing")? as usize,
+            waiting: gauge("requests_deferred")? as usize,
+            used_blocks: (gauge("kv_cache_usage_ratio")? * gauge("kv_cache_blocks")?).round() as usize,
         })
     }
 

@@ -16,7 +16,7 @@ pub(crate) fn check(service: &Service, baseline: &Baseline, report: &mut Report)
     let (work, _) = service.settle(PATIENCE, |work| *work == baseline.work)?;
     report.equal("sequences that still run", work.running, baseline.work.running);
     report.equal("sequences that still wait", work.waiting, baseline.work.waiting);
-    report.equal("free KV blocks", work.free_blocks, baseline.work.free_blocks);
+    report.equal("KV blocks in use", work.used_blocks, baseline.work.used_blocks);
     if let Some(before) = baseline.holdings {
         let start = Instant::now();
         let now = loop {

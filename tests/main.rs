@@ -17,6 +17,7 @@ mod perplexity;
 mod plan_table;
 mod same_bits;
 mod selftest;
+mod server;
 mod smollm2;
 mod stacked;
 mod templates;

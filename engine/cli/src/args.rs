@@ -1,6 +1,7 @@
 //! Flags: llama.cpp's spellings where it has them, each with an environment mirror `NIGHTMONK_…`.
 
 use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -31,6 +32,8 @@ pub(crate) enum Command {
     Perplexity(Perplexity),
     /// Work through notes with a recipe
     Night(Night),
+    /// Answer clients over HTTP, as OpenAI's, Ollama's and llama-server's do
+    Serve(Box<Serve>),
     /// Turn a GGUF file into a model folder
     Import(Import),
     /// Write a model folder with matrices as the kernels read them, BF16 in 12 bits without loss
@@ -83,9 +86,19 @@ pub(crate) struct Generate {
     pub(crate) output: OutputFormat,
 }
 
-/// Where a flag is absent, generation_config.json of the model decides, and where that is silent, its own distribution.
+/// How tokens are drawn, and the seed that they are drawn with.
 #[derive(Args)]
 pub(crate) struct Sampling {
+    #[command(flatten)]
+    pub(crate) draw: Draw,
+    /// Seed of the counter-based generator
+    #[arg(long, short, env = "NIGHTMONK_SEED", value_name = "S", default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+/// Where a flag is absent, generation_config.json of the model decides, and where that is silent, its own distribution.
+#[derive(Args)]
+pub(crate) struct Draw {
     /// Temperature; 0 takes the most probable token
     #[arg(long, env = "NIGHTMONK_TEMP", value_name = "T", allow_negative_numbers = true)]
     pub(crate) temp: Option<f32>,
@@ -98,9 +111,6 @@ pub(crate) struct Sampling {
     /// Draw among tokens at least this fraction as probable as the best; 0 is off
     #[arg(long, env = "NIGHTMONK_MIN_P", value_name = "P")]
     pub(crate) min_p: Option<f32>,
-    /// Seed of the counter-based generator
-    #[arg(long, short, env = "NIGHTMONK_SEED", value_name = "S", default_value_t = 0)]
-    pub(crate) seed: u64,
 }
 
 /// What decides bytes (isa, activations, cache types, dials) and what decides speed and memory (the rest).
@@ -331,6 +341,75 @@ pub(crate) struct NightRun {
 }
 
 #[derive(Args)]
+pub(crate) struct Serve {
+    /// Model folder
+    #[arg(short, long, env = "NIGHTMONK_MODEL", value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// Address to listen on: that of this machine itself, unless --allow-remote
+    #[arg(long, env = "NIGHTMONK_HOST", value_name = "IP", default_value = "127.0.0.1", value_parser = address)]
+    pub(crate) host: IpAddr,
+    /// Port to listen on; 0 takes a free one
+    #[arg(long, env = "NIGHTMONK_PORT", value_name = "PORT", default_value_t = 8080)]
+    pub(crate) port: u16,
+    /// Listen on a Unix socket in place of an address
+    #[arg(long, env = "NIGHTMONK_UNIX_SOCKET", value_name = "PATH")]
+    pub(crate) unix_socket: Option<PathBuf>,
+    /// Allow an address that others can reach; clients need the key there
+    #[arg(long, env = "NIGHTMONK_ALLOW_REMOTE", value_parser = BoolishValueParser::new())]
+    pub(crate) allow_remote: bool,
+    /// Keys that clients may show. Without one, a key is made at the first start, in a file that only its owner may read
+    #[arg(long, env = "NIGHTMONK_API_KEY", value_name = "KEY", value_delimiter = ',', hide_env_values = true)]
+    pub(crate) api_key: Vec<String>,
+    /// File of such keys, one a line, that only its owner may read
+    #[arg(long, env = "NIGHTMONK_API_KEY_FILE", value_name = "FILE")]
+    pub(crate) api_key_file: Option<PathBuf>,
+    /// Answer every client of this machine, whatever key it shows; not with --allow-remote
+    #[arg(long, env = "NIGHTMONK_NO_API_KEY", value_parser = BoolishValueParser::new(),
+          conflicts_with_all = ["api_key", "api_key_file", "allow_remote"])]
+    pub(crate) no_api_key: bool,
+    /// Further names that clients may call this server by, as NAME or NAME:PORT
+    #[arg(long, env = "NIGHTMONK_ALLOWED_HOST", value_name = "NAME", value_delimiter = ',')]
+    pub(crate) allowed_host: Vec<String>,
+    /// Pages that may use this server from a browser, as http://NAME:PORT; without it, none
+    #[arg(long, env = "NIGHTMONK_ALLOWED_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
+    pub(crate) allowed_origin: Vec<String>,
+    /// Names of the model for clients; without it, the folder's name
+    #[arg(short, long, env = "NIGHTMONK_ALIAS", value_name = "NAME", value_delimiter = ',')]
+    pub(crate) alias: Vec<String>,
+    /// Sequences that run side by side [llama.cpp: -np]
+    #[arg(long, env = "NIGHTMONK_PARALLEL", value_name = "N", default_value = "4")]
+    pub(crate) parallel: NonZeroUsize,
+    /// Sequences that may wait beside those that run; more are answered 429
+    #[arg(long, env = "NIGHTMONK_QUEUE_SIZE", value_name = "N", default_value_t = 64)]
+    pub(crate) queue_size: usize,
+    /// Open connections
+    #[arg(long, env = "NIGHTMONK_CONNECTIONS", value_name = "N", default_value = "256")]
+    pub(crate) connections: NonZeroUsize,
+    /// Largest body of a request
+    #[arg(long, env = "NIGHTMONK_BODY_LIMIT", value_name = "SIZE", default_value = "16MiB", value_parser = size)]
+    pub(crate) body_limit: u64,
+    /// Seconds after which a client that does not read its answer is dropped [llama.cpp: -to]
+    #[arg(long, env = "NIGHTMONK_TIMEOUT", value_name = "SECONDS", default_value_t = 600)]
+    pub(crate) timeout: u64,
+    /// Seconds that running requests get when the server is asked to end
+    #[arg(long, env = "NIGHTMONK_GRACE", value_name = "SECONDS", default_value_t = 30)]
+    pub(crate) grace: u64,
+    /// Most tokens of an answer where a request does not say; without it, until the context is full
+    #[arg(short = 'n', long = "predict", alias = "n-predict", env = "NIGHTMONK_PREDICT", value_name = "N")]
+    pub(crate) predict: Option<usize>,
+    /// Folder from which clients may load adapters; without it, they may load none
+    #[arg(long, env = "NIGHTMONK_LORA_DIR", value_name = "DIR")]
+    pub(crate) lora_dir: Option<PathBuf>,
+    /// Folder of the key that is made; without it, nightmonk in the user's folder for state
+    #[arg(long, env = "NIGHTMONK_STATE_DIR", value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) draw: Draw,
+    #[command(flatten)]
+    pub(crate) run: Run,
+}
+
+#[derive(Args)]
 pub(crate) struct Import {
     /// GGUF file
     #[arg(value_name = "FILE.gguf")]
@@ -461,8 +540,17 @@ pub(crate) fn spelled_out(arguments: impl Iterator<Item = OsString>) -> impl Ite
         Some("-ctk") => "--cache-type-k".into(),
         Some("-ctv") => "--cache-type-v".into(),
         Some("-ub") => "--ubatch-size".into(),
+        Some("-np") => "--parallel".into(),
+        Some("-to") => "--timeout".into(),
         _ => argument,
     })
+}
+
+fn address(text: &str) -> Result<IpAddr, String> {
+    match text {
+        "localhost" => Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        _ => text.parse().map_err(|_| "it must be an address, like 127.0.0.1".into()),
+    }
 }
 
 fn isa(name: &str) -> Result<Isa, String> {

@@ -47,6 +47,7 @@ fn run() -> ExitCode {
         Command::Experts(arguments) => commands::experts::run(&arguments),
         Command::Perplexity(arguments) => commands::perplexity::run(&arguments),
         Command::Night(arguments) => commands::night::run(&arguments),
+        Command::Serve(arguments) => commands::serve::run(*arguments),
         Command::Import(arguments) => commands::import::run(&arguments),
         Command::Pack(arguments) => commands::pack::run(&arguments),
         Command::Plan(arguments) => commands::plan::run(&arguments),

@@ -259,6 +259,15 @@ impl Opened {
 
     /// Loads the weights and starts an engine around them. The calling thread has to keep the pin while it drives it.
     pub(crate) fn engine(self, text: &ModelText) -> Result<(Engine<'_>, Option<CallerPin>), EngineFailure> {
+        self.engine_around(&text.tokenizer, text.eos.clone())
+    }
+
+    /// The same, around a tokenizer and the tokens that end a sequence.
+    pub(crate) fn engine_around(
+        self,
+        tokenizer: &Tokenizer,
+        eos: Vec<u32>,
+    ) -> Result<(Engine<'_>, Option<CallerPin>), EngineFailure> {
         let request = self.request;
         let options = EngineOptions {
             threads: NonZeroUsize::new(request.threads).unwrap_or(NonZeroUsize::MIN),
@@ -270,7 +279,7 @@ impl Opened {
         let Loaded { model, pool, adapters, .. } = self.load()?;
         let failed = |source| EngineError::Workers { threads: request.threads, source };
         let pin = nodes::pin_caller(&pool).map_err(failed)?;
-        let mut engine = Engine::with_pool(model, pool, &text.tokenizer, text.eos.clone(), options)?;
+        let mut engine = Engine::with_pool(model, pool, tokenizer, eos, options)?;
         for OpenAdapter { name, folder, .. } in &adapters {
             engine.load_adapter_folder(name, folder)?;
         }

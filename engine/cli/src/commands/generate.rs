@@ -10,7 +10,7 @@ use engine_core::session::{Event, Request};
 use engine_core::text::{ChatTemplate, CivilTime, Message, RenderOptions, SpeechParser, StopStrings, Tools};
 use serde_json::json;
 
-use crate::args::{Format, Generate, Run, Sampling};
+use crate::args::{Draw, Format, Generate, Run};
 use crate::failure::{Failure, wrong_dial};
 use crate::figures;
 use crate::load_choice::Work;
@@ -23,7 +23,8 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
     let prompt = prompt(arguments)?;
     model::check_folder(&arguments.model)?;
     let text = ModelText::from_dir(&arguments.model)?;
-    let sampling = sampling(&arguments.sampling, &text)?;
+    let seed = arguments.sampling.seed;
+    let sampling = SamplingParams { seed, ..sampling(&arguments.sampling.draw, &text)? };
     let Prompt { tokens, shown_tokens, mut turn } = tokens(arguments, &prompt, &text)?;
     let (run, max_tokens) = room(arguments, tokens.len())?;
     let work = Work::Tokens { prompt: tokens.len(), generate: max_tokens };
@@ -170,7 +171,7 @@ fn tokens(arguments: &Generate, prompt: &str, text: &ModelText) -> Result<Prompt
 }
 
 /// A flag, else the model's own default, else its plain distribution.
-fn sampling(flags: &Sampling, text: &ModelText) -> Result<SamplingParams, Failure> {
+pub(crate) fn sampling(flags: &Draw, text: &ModelText) -> Result<SamplingParams, Failure> {
     let defaults = &text.defaults;
     if let Some(penalty) = defaults.repetition_penalty.filter(|penalty| *penalty != 1.0) {
         eprintln!(
@@ -184,7 +185,7 @@ fn sampling(flags: &Sampling, text: &ModelText) -> Result<SamplingParams, Failur
         top_k: flags.top_k.or(defaults.top_k).unwrap_or(plain.top_k),
         top_p: flags.top_p.or(defaults.top_p).unwrap_or(plain.top_p),
         min_p: flags.min_p.or(defaults.min_p).unwrap_or(plain.min_p),
-        seed: flags.seed,
+        seed: plain.seed,
     };
     params.validate().map_err(|error| Failure::Usage(error.to_string()))?;
     Ok(params)

@@ -13,4 +13,5 @@ pub(crate) mod numerics;
 pub(crate) mod pack;
 pub(crate) mod perplexity;
 pub(crate) mod plan;
+pub(crate) mod serve;
 mod token_ids;

@@ -58,7 +58,7 @@ impl CivilTime {
     }
 
     /// Python's `strftime` in the C locale. An error is the directive that is not supported.
-    pub(super) fn strftime(&self, format: &str) -> Result<String, String> {
+    pub fn strftime(&self, format: &str) -> Result<String, String> {
         let month = MONTHS[usize::from(self.month) - 1];
         let weekday = WEEKDAYS[self.days.rem_euclid(7) as usize];
         let hour12 = (self.hour + 11) % 12 + 1;

@@ -1,0 +1,8 @@
+//! `nightmonk serve` as its clients meet it: a process, a port, a tiny model that speaks noise, but always the same noise.
+
+mod chat;
+mod client;
+mod guard;
+mod ollama;
+mod operation;
+mod phases;

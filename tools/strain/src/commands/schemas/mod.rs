@@ -21,8 +21,8 @@ use crate::statistics::percentile;
 use crate::{Failure, Report};
 
 const SCHEMAS: usize = 500;
-/// Enough for every schema that is drawn, were it not for white space.
-const TOKENS_MAX: usize = 1500;
+/// Enough for every schema that is drawn, with the white space that JSON may have.
+const TOKENS_MAX: usize = 6000;
 const COST_MAX: f64 = 0.05;
 /// Pairs of answers whose times are compared.
 const TIMED: usize = 15;

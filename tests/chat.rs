@@ -69,3 +69,78 @@ fn without_a_chat_nothing_is_taken_apart() {
     assert!(all.get("content").is_none() && all.get("reasoning_content").is_none(), "{all}");
     assert_eq!(generate(model.path(), &[]).stdout, format!("{}\n", all["text"].as_str().unwrap()).into_bytes());
 }
+
+/// Writes all that a template may be told, so that a prompt shows what it was told.
+const TELLS: &str = "{{ enable_thinking | default('-') }} {{ reasoning_effort | default('-') }} {{ mood | default('-') }} \
+                     {% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}";
+
+#[test]
+fn a_template_is_told_what_the_flags_say() {
+    let model = model(TELLS);
+    let tools = model.path().join("tools.json");
+    let list = json!([{"type": "function", "function": {"name": "look", "parameters": {}}},
+                      {"type": "function", "function": {"name": "count"}}]);
+    std::fs::write(&tools, list.to_string()).unwrap();
+    for (flags, told) in [
+        (vec![], "- - - "),
+        (vec!["--thinking", "on"], "True - - "),
+        (vec!["--thinking", "off"], "False - - "),
+        (vec!["--reasoning-effort", "low"], "- low - "),
+        (vec!["--reasoning-effort", "high", "--thinking", "on"], "True high - "),
+        (vec!["--chat-template-kwargs", r#"{"reasoning_effort": "high", "mood": "calm"}"#], "- high calm "),
+        (vec!["--tools", tools.to_str().unwrap()], "- - - look count "),
+    ] {
+        let told = format!("<|im_start|>Ночь</think><|im_end|>{told}");
+        let plain = Command::new(env!("CARGO_BIN_EXE_nightmonk"))
+            .args(["generate", "-n", "12", "-o", "json", "-p", &told, "-m"])
+            .arg(model.path())
+            .output()
+            .unwrap();
+        let mut arguments = vec!["--chat", "-o", "json"];
+        arguments.extend(&flags);
+        let chat = document(&generate(model.path(), &arguments));
+        assert_eq!(chat["tokens"], document(&plain)["tokens"], "{flags:?}: another prompt");
+        assert_eq!(chat["usage"], document(&plain)["usage"], "{flags:?}");
+    }
+}
+
+#[test]
+fn what_a_template_does_not_know_is_refused_by_name_before_the_model_is_loaded() {
+    let knows_nothing = model("");
+    let tools = knows_nothing.path().join("tools.json");
+    std::fs::write(&tools, r#"[{"type": "function", "function": {"name": "look"}}]"#).unwrap();
+    let knows_all = model(TELLS);
+    for (model, flags, parts) in [
+        (&knows_nothing, vec!["--chat", "--thinking", "off"], vec!["`enable_thinking`", "nowhere"]),
+        (&knows_nothing, vec!["--chat", "--reasoning-effort", "low"], vec!["`reasoning_effort`", "nowhere"]),
+        (&knows_nothing, vec!["--chat", "--tools", tools.to_str().unwrap()], vec!["`tools`", "nowhere"]),
+        (&knows_nothing, vec!["--chat", "--chat-template-kwargs", r#"{"mood": 1}"#], vec!["`mood`", "nowhere"]),
+        (&knows_all, vec!["--chat", "--chat-template-kwargs", r#"{"messages": []}"#], vec!["`messages`", "always set"]),
+        (
+            &knows_all,
+            vec!["--chat", "--thinking", "on", "--chat-template-kwargs", r#"{"enable_thinking": false}"#],
+            vec!["`enable_thinking`", "twice"],
+        ),
+        (
+            &knows_all,
+            vec!["--chat", "--reasoning-effort", "low", "--chat-template-kwargs", r#"{"reasoning_effort": "high"}"#],
+            vec!["`reasoning_effort`", "twice"],
+        ),
+        (&knows_all, vec!["--chat", "--reasoning-effort", "hard"], vec!["low, medium, high"]),
+        (&knows_all, vec!["--chat", "--chat-template-kwargs", "[1]"], vec!["a JSON object"]),
+        (&knows_all, vec!["--thinking", "on"], vec!["--chat"]),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_nightmonk"))
+            .args(["generate", "-p", "Ночь", "-n", "1", "-m"])
+            .arg(model.path())
+            .args(&flags)
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{flags:?}: {said}");
+        for part in parts {
+            assert!(said.contains(part), "{flags:?}, {part} is missing in: {said}");
+        }
+        assert!(!said.contains("loaded in"), "{said}");
+    }
+}

@@ -210,6 +210,7 @@ fn a_request_has_its_own_number_of_experts_whatever_runs_beside_it() {
             ctx_size: 64,
             width: asked.len(),
             ubatch_size: 7,
+            prefix_cache: true,
         };
         let mut engine = Engine::new(turned(folder.path(), dials), &tokenizer, Vec::new(), options).unwrap();
         let submit = |engine: &mut Engine, asked: &Option<usize>| {
@@ -286,6 +287,30 @@ fn the_first_line_of_a_run_tells_the_dials_and_a_wrong_one_ends_it_before_loadin
     let (status, _, said) = nightmonk(&["generate", "-p", "night", "-c", "16384"], folder.path());
     assert_eq!(status, Some(2), "{said}");
     assert!(said.contains("beyond the 8192 positions") && said.contains("--rope-scale"), "{said}");
+}
+
+#[test]
+fn room_for_requests_that_ask_for_more_experts_is_planned_and_changes_no_answer() {
+    let folder = tiny_model("qwen3_moe");
+    let scratch = |flags: &[&str]| {
+        let (status, out, said) = nightmonk(&[&["plan", "-o", "json"], flags].concat(), folder.path());
+        assert_eq!(status, Some(0), "{said}");
+        let plan: Value = serde_json::from_str(&out).unwrap();
+        (plan["scratch_bytes"].as_u64().unwrap(), plan["bytes_per_token"].as_u64().unwrap(), plan["dials"].clone())
+    };
+    let (own, most) = (scratch(&[]), scratch(&["--experts-per-token-max", "8"]));
+    assert!(most.0 > own.0, "{most:?} {own:?}");
+    assert_eq!((most.1, most.2), (own.1, own.2));
+    // No fewer than tokens go through anyway.
+    assert_eq!(scratch(&["--experts-per-token-max", "1"]).0, own.0);
+
+    let generate = ["generate", "-p", "night", "-n", "8", "--temp", "0"];
+    let (_, want, _) = nightmonk(&generate, folder.path());
+    let (status, got, said) = nightmonk(&[&generate[..], &["--experts-per-token-max", "8"]].concat(), folder.path());
+    assert_eq!((status, got), (Some(0), want), "{said}");
+    let (status, _, said) = nightmonk(&[&generate[..], &["--experts-per-token-max", "9"]].concat(), folder.path());
+    assert_eq!(status, Some(2), "{said}");
+    assert!(said.contains("`--experts-per-token-max 9`") && said.contains("8 experts"), "{said}");
 }
 
 #[test]

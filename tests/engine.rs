@@ -3,7 +3,9 @@
 //! Tiny models say noise, and a token is a byte: characters are cut in half and stop strings are split over tokens
 //! without any effort. Every run of an engine goes through [`run`], which checks what must be true of any stream of events.
 
+mod asked;
 mod poison;
+mod sharing;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -13,6 +15,7 @@ use engine_core::kv_cache::blocks_for;
 use engine_core::sampler::{Sampler, SamplingParams};
 use engine_core::session::{
     Completion, Engine, EngineOptions, Evaluator, Event, FinishReason, Refused, Request, SequenceError, SequenceId,
+    Totals,
 };
 use engine_core::text::Tokenizer;
 use simd::{Dtype, Isa};
@@ -23,13 +26,22 @@ use crate::tiny_model::{VOCAB_SIZE, tiny_model};
 
 const FAMILIES: [&str; 2] = ["qwen3_moe", "llama"];
 const CTX_SIZE: usize = 200;
-const GREEDY: SamplingParams = SamplingParams { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0 };
+const GREEDY: SamplingParams = SamplingParams {
+    temperature: 0.0,
+    top_k: 0,
+    top_p: 1.0,
+    min_p: 0.0,
+    seed: 0,
+    repetition_penalty: 1.0,
+    presence_penalty: 0.0,
+    frequency_penalty: 0.0,
+};
 /// One sequence at a time, its prompt in one step.
 const ALONE: EngineOptions = sizes(1, 256, 1);
 
 const fn sizes(width: usize, ubatch_size: usize, threads: usize) -> EngineOptions {
     let threads = NonZeroUsize::new(threads).unwrap();
-    EngineOptions { threads, kv_dtype: Dtype::F16, ctx_size: CTX_SIZE, width, ubatch_size }
+    EngineOptions { threads, kv_dtype: Dtype::F16, ctx_size: CTX_SIZE, width, ubatch_size, prefix_cache: false }
 }
 
 /// A folder with a model, and its tokenizer.
@@ -83,6 +95,7 @@ struct Stream {
     prefilled: usize,
     tokens: Vec<u32>,
     text: String,
+    embedding: Option<Vec<f32>>,
     end: Option<Result<Completion, SequenceError>>,
 }
 
@@ -120,10 +133,11 @@ fn run_submitting(engine: &mut Engine, requests: &[Request]) -> Streams {
         for event in events.drain(..) {
             let (Event::Prefill { id, .. }
             | Event::Token { id, .. }
+            | Event::Embedded { id, .. }
             | Event::Finished { id, .. }
             | Event::Failed { id, .. }) = &event;
             let stream = streams.entry(*id).or_default();
-            assert!(stream.end.is_none(), "{event:?} after the end");
+            assert!(stream.end.is_none() && stream.embedding.is_none(), "{event:?} after the end");
             match event {
                 Event::Prefill { id, done, total } => {
                     if stream.prefilled == 0 {
@@ -136,6 +150,7 @@ fn run_submitting(engine: &mut Engine, requests: &[Request]) -> Streams {
                     stream.tokens.push(token);
                     stream.text += &text;
                 }
+                Event::Embedded { values, .. } => stream.embedding = Some(values),
                 Event::Finished { completion, .. } => {
                     assert_eq!(stream.tokens, completion.tokens);
                     assert_eq!(stream.text, completion.text);
@@ -146,15 +161,17 @@ fn run_submitting(engine: &mut Engine, requests: &[Request]) -> Streams {
                 Event::Failed { error, .. } => stream.end = Some(Err(error)),
             }
         }
-        let running = streams.values().filter(|stream| stream.prefilled > 0 && stream.end.is_none()).count();
+        let goes_on = |stream: &&Stream| stream.prefilled > 0 && stream.end.is_none() && stream.embedding.is_none();
+        let running = streams.values().filter(goes_on).count();
         assert!(running <= options.width, "{running} sequences side by side");
     }
-    assert!(streams.values().all(|stream| stream.end.is_some()), "none is forgotten");
+    assert!(streams.values().all(|stream| stream.end.is_some() != stream.embedding.is_some()), "none is forgotten");
     assert!(began.is_sorted(), "first come, first served: {began:?}");
     assert_eq!(engine.free_blocks(), options.width * blocks_for(options.ctx_size), "all blocks are back");
 
     let (after, all) = (engine.totals(), streams.values());
-    assert_eq!(after.prefill_tokens - before.prefill_tokens, all.clone().map(|s| s.prefilled).sum::<usize>());
+    let done = |totals: &Totals| totals.prefill_tokens + totals.cached_tokens;
+    assert_eq!(done(after) - done(&before), all.clone().map(|s| s.prefilled).sum::<usize>());
     assert_eq!(after.generated_tokens - before.generated_tokens, all.map(|s| s.tokens.len()).sum::<usize>());
     streams
 }

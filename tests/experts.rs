@@ -269,7 +269,7 @@ fn what_cannot_be_counted_added_or_shown_is_refused_by_name() {
 
 /// Every tag is closed in its order, every attribute is quoted, and text has no bare `&` or `<`.
 #[track_caller]
-fn assert_well_formed(xml: &str) {
+pub(crate) fn assert_well_formed(xml: &str) {
     let mut open: Vec<&str> = Vec::new();
     let mut rest = xml;
     let mut elements = 0;

@@ -3,6 +3,7 @@
 
 mod adapters;
 mod chat;
+mod context;
 mod damaged;
 mod dials;
 mod engine;

@@ -4,6 +4,8 @@
 //! The built program runs the demonstration's notes on a tiny model. The context is so small that long notes are cut in
 //! parts and merging takes rounds.
 
+mod date;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read};
@@ -29,6 +31,7 @@ type Steps = BTreeMap<(String, i64, i64), (String, String, i64)>;
 struct Desk {
     folder: TempDir,
     model: PathBuf,
+    ctx_size: usize,
 }
 
 /// What the store holds.
@@ -49,7 +52,7 @@ impl Desk {
     }
 
     fn bare(model: &TempDir) -> Self {
-        let desk = Self { folder: tempfile::tempdir().unwrap(), model: model.path().into() };
+        let desk = Self { folder: tempfile::tempdir().unwrap(), model: model.path().into(), ctx_size: 800 };
         fs::create_dir(desk.notes()).unwrap();
         desk.write_job("Contradictions");
         desk
@@ -77,7 +80,7 @@ impl Desk {
             command.env_remove(name);
         }
         command.args(["night", "run"]).arg(self.path("job.toml")).arg("--model").arg(&self.model);
-        command.args(["--ctx-size", "800"]).args(flags);
+        command.arg("--ctx-size").arg(self.ctx_size.to_string()).args(flags);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
@@ -97,14 +100,19 @@ impl Desk {
         fs::read(self.path("report.md")).ok().map(|bytes| String::from_utf8(bytes).unwrap())
     }
 
-    /// Reads a copy of the store: recovering the log of a killed run is left to the program.
-    fn store(&self) -> Store {
+    /// A copy of the store's database: recovering the log of a killed run is left to the program.
+    fn database(&self) -> (TempDir, rusqlite::Connection) {
         let (copy, store) = (tempfile::tempdir().unwrap(), self.path(".nightmonk"));
         for file in ["night.sqlite", "night.sqlite-wal"].into_iter().filter(|file| store.join(file).exists()) {
             fs::copy(store.join(file), copy.path().join(file)).unwrap();
         }
-        let mut read = Store { records: Records::new(), steps: Steps::new() };
         let db = rusqlite::Connection::open(copy.path().join("night.sqlite")).unwrap();
+        (copy, db)
+    }
+
+    fn store(&self) -> Store {
+        let mut read = Store { records: Records::new(), steps: Steps::new() };
+        let (_copy, db) = self.database();
         let check: String = db.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
         assert_eq!(check, "ok");
         let tables: i64 =

@@ -306,6 +306,49 @@ fn what_does_not_fit_is_refused_with_what_would() {
 }
 
 #[test]
+fn a_node_without_room_for_its_share_is_named_though_the_machine_has_room() {
+    let model = published("Qwen--Qwen3-30B-A3B");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let nodes = |sizes: [u64; 2]| {
+        let node = |(id, gib): (usize, u64)| {
+            let distances = if id == 0 { [10, 21] } else { [21, 10] };
+            serde_json::json!({"id": id, "cores": 16, "memory_bytes": gib << 30, "distances": distances})
+        };
+        let all: Vec<Value> = sizes.into_iter().enumerate().map(node).collect();
+        std::fs::write(file.path(), serde_json::json!({ "nodes": all }).to_string()).unwrap();
+    };
+    let asked =
+        ["-m", model.to_str().unwrap(), "--topology", file.path().to_str().unwrap(), "-c", "4096", "-o", "json"];
+    let resident = [&asked[..], &["--load", "resident"]].concat();
+
+    nodes([48, 48]);
+    let (status, out, said) = plan(&resident);
+    assert_eq!(status, Some(0), "{said}");
+    let fits: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(fits["nodes"], 2);
+    assert!(fits["expected"].is_null(), "nothing is known of the speed of another machine");
+
+    nodes([72, 24]);
+    let (status, out, said) = plan(&resident);
+    assert_eq!(status, Some(3), "{said}");
+    assert!(said.contains("node 1 would hold") && said.contains("`--load mapped`"), "{said}");
+    let document: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((&document["fits"], &document["node"]["id"]), (&Value::Bool(false), &Value::from(1)));
+    assert_eq!(document["node"]["needs_bytes"], fits["node_bytes"]);
+    assert!(document["total_bytes"].as_u64().unwrap() < document["available_bytes"].as_u64().unwrap());
+    // Weights that are mapped are not cut, and a machine that is taken as one has room.
+    let (status, out, said) = plan(&asked);
+    assert_eq!(status, Some(0), "{said}");
+    assert_eq!(serde_json::from_str::<Value>(&out).unwrap()["load"], "mapped");
+    assert_eq!(plan(&[&resident[..], &["--numa", "off"]].concat()).0, Some(0));
+
+    let (status, _, said) = plan(&[&resident[..], &["--nodes", "2"]].concat());
+    assert_eq!(status, Some(2), "{said}");
+    let (status, _, said) = plan(&["-m", model.to_str().unwrap(), "--topology", "2xmany"]);
+    assert_eq!(status, Some(2), "{said}");
+}
+
+#[test]
 fn architectures_that_are_not_there_are_refused_with_what_they_need() {
     for name in ["deepseek-ai--DeepSeek-V3", "moonshotai--Kimi-K2-Instruct"] {
         let (status, _, said) = plan(&["-m", published(name).to_str().unwrap(), "--ram", "4TiB"]);

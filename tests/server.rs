@@ -2,6 +2,7 @@
 
 mod chat;
 mod client;
+mod forms;
 mod guard;
 mod ollama;
 mod operation;

@@ -70,7 +70,8 @@ fn engine<'t>(folder: &Path, tokenizer: &'t Tokenizer, width: usize) -> Engine<'
     let eos = GenerationDefaults::from_dir(folder).unwrap().stop_token_ids(tokenizer);
     let threads = NonZeroUsize::new(2).unwrap();
     // The defaults of the command line, save the context.
-    let options = EngineOptions { threads, kv_dtype: Dtype::F16, ctx_size: 256, width, ubatch_size: 256 };
+    let options =
+        EngineOptions { threads, kv_dtype: Dtype::F16, ctx_size: 256, width, ubatch_size: 256, prefix_cache: true };
     Engine::new(model, tokenizer, eos, options).unwrap()
 }
 
@@ -87,7 +88,7 @@ fn complete(engine: &mut Engine, prompts: &[Vec<u32>]) -> Vec<Completion> {
             match event {
                 Event::Finished { id, completion } => finished.push((id, completion)),
                 Event::Failed { error, .. } => panic!("{error}"),
-                Event::Prefill { .. } | Event::Token { .. } => {}
+                Event::Prefill { .. } | Event::Token { .. } | Event::Embedded { .. } => {}
             }
         }
     }

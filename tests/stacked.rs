@@ -5,10 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 
 use engine_core::checkpoint::{Checkpoint, CheckpointError};
+use engine_core::config::ExpertStorage;
 use engine_core::model::{Load, Model, ModelOptions};
-use engine_core::pack::{PackOptions, pack_folder};
+use engine_core::pack::{PackOptions, PackReport, pack_folder};
 use engine_core::session::Evaluator;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -139,13 +141,71 @@ fn stacked_experts_give_the_bits_of_published_ones_wherever_they_live() {
     }
 }
 
-#[test]
-fn stacks_that_are_wrong_or_to_be_packed_are_refused_by_name() {
-    let folder = fused("qwen3_moe");
-    let target = tempfile::tempdir().unwrap();
-    let refused = pack_folder(folder.path(), target.path(), &PackOptions::default(), &mut |_| {}).unwrap_err();
-    assert!(refused.to_string().contains("mlp.experts.gate_up_proj"), "{refused}");
+fn pack(source: &Path, target: &Path, plain: bool) -> PackReport {
+    let options = PackOptions { plain, max_shard_bytes: 40_000, threads: 2, ..PackOptions::default() };
+    pack_folder(source, target, &options, &mut |_| {}).unwrap()
+}
 
+#[test]
+fn stacked_experts_are_packed_with_the_bits_of_stacked_ones_and_under_the_names_of_the_hub() {
+    for (family, stacked) in [
+        ("qwen3_moe_fused", None),
+        ("mixtral_fused", None),
+        ("gpt_oss_bf16", None),
+        ("qwen3_moe", Some(fused("qwen3_moe"))),
+        ("mixtral", Some(fused("mixtral"))),
+        ("gpt_oss", Some(expanded("gpt_oss"))),
+    ] {
+        let source = stacked.as_ref().map_or(golden().join(family), |folder| folder.path().to_owned());
+        let tokens = Reference::of(family).ids("token_ids");
+        let resident = options(Isa::detect());
+        let want = logits(&load(&source, resident), pool(1), &tokens);
+        let folder = tempfile::tempdir().unwrap();
+        for (name, plain) in [("plain", true), ("packed", false)] {
+            let target = folder.path().join(name);
+            let report = pack(&source, &target, plain);
+            assert!(report.shards > 1 && report.packed_matrices + report.plain_matrices > 0, "{family}");
+            let config = Checkpoint::open(&target).unwrap().config().clone();
+            assert!(config.sparse_layers().all(|(_, sparse)| sparse.storage == ExpertStorage::Matrices), "{family}");
+            for load_from in [Load::Resident, Load::Mapped] {
+                let got = logits(&load(&target, ModelOptions { load: load_from, ..resident }), pool(2), &tokens);
+                assert!(got == want, "{family}, {name}, {load_from}");
+            }
+        }
+        let pool = pool_on_nodes(3, 3);
+        let got = logits(&load_for(&pool, &folder.path().join("plain"), resident), pool, &tokens);
+        assert!(got == want, "{family}, plain panels over nodes");
+
+        // What was published in matrices comes out as it would have from them.
+        if stacked.is_some() && family != "gpt_oss" {
+            let apart = folder.path().join("apart");
+            pack(&golden().join(family), &apart, false);
+            let [apart, packed] = [apart, folder.path().join("packed")].map(|path| Checkpoint::open(&path).unwrap());
+            assert_eq!(apart.tensors(), packed.tensors(), "{family}");
+            for spec in apart.tensors() {
+                let [want, got] = [&apart, &packed].map(|checkpoint| checkpoint.tensor(&spec.name));
+                assert!(want.layout == got.layout && want.bytes == got.bytes, "{family}, {}", spec.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_expert_that_is_not_finite_is_found_while_stacks_are_packed() {
+    for (family, name) in [("qwen3_moe_fused", "gate_up_proj"), ("gpt_oss_bf16", "down_proj")] {
+        let mut tensors = published(family);
+        let name = format!("model.layers.1.mlp.experts.{name}");
+        let bytes = &mut tensors.get_mut(&name).unwrap().2;
+        let end = bytes.len();
+        bytes[end - 2..].copy_from_slice(&0x7fc0u16.to_le_bytes());
+        let (source, target) = (write(&tensors, &config(family)), tempfile::tempdir().unwrap());
+        let refused = pack_folder(source.path(), target.path(), &PackOptions::default(), &mut |_| {}).unwrap_err();
+        assert!(refused.to_string().contains(&name), "{family}: {refused}");
+    }
+}
+
+#[test]
+fn stacks_that_are_wrong_are_refused_by_name() {
     let mut tensors = published("gpt_oss");
     let config = config("gpt_oss");
     let name = "model.layers.1.mlp.experts.down_proj_blocks";

@@ -27,8 +27,6 @@ use crate::{Dtype, Isa};
 
 #[cfg(target_arch = "x86_64")]
 use crate::Avx512;
-#[cfg(target_arch = "x86_64")]
-use crate::arch::x86_64::AmxSteps;
 use matrix::Layout;
 pub use matrix::{Matrix, PANEL, PanelScratch};
 pub use mxfp4::{MXFP4_BLOCK, MXFP4_SCALES};
@@ -74,19 +72,7 @@ pub fn multiply(
             _ => call.run(token),
         },
         #[cfg(target_arch = "x86_64")]
-        (Isa::Amx(token), Dtype::Bf16) => match w.layout() {
-            // What is put together in registers would leave them for a tile, which does not pay for one row.
-            Layout::Packed(packed) if call.streams() <= AmxSteps::STREAMS => {
-                call.run_packed(AmxSteps::from(token), packed);
-            }
-            Layout::Mxfp4RowMajor | Layout::Mxfp4Panels if call.streams() <= AmxSteps::STREAMS => {
-                call.run_mxfp4(AmxSteps::from(token));
-            }
-            Layout::RowMajor if call.streams() <= AmxSteps::STREAMS && w.is_whole_lines() => {
-                call.run_rows(AmxSteps::from(token));
-            }
-            _ => call.run_tiles(token),
-        },
+        (Isa::Amx(token), Dtype::Bf16) => call.run_tiles(token),
         (_, Dtype::Bf16) => with_lanes!(isa, lanes => call.run(step::Bf16Pairs(lanes))),
         (_, Dtype::F16) => with_lanes!(isa, lanes => call.run(step::F16(lanes))),
         (_, Dtype::F32) => with_lanes!(isa, lanes => call.run(step::F32(lanes))),

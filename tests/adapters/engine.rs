@@ -23,7 +23,14 @@ impl Speaker {
 
     fn engine(&self) -> Engine<'_> {
         let threads = NonZeroUsize::new(2).unwrap();
-        let sizes = EngineOptions { threads, kv_dtype: Dtype::F16, ctx_size: 96, width: 3, ubatch_size: 16 };
+        let sizes = EngineOptions {
+            threads,
+            kv_dtype: Dtype::F16,
+            ctx_size: 96,
+            width: 3,
+            ubatch_size: 16,
+            prefix_cache: true,
+        };
         Engine::new(load(self.0.path(), options(Isa::detect())), &self.1, Vec::new(), sizes).unwrap()
     }
 }

@@ -17,12 +17,12 @@ use super::{ALONE, Speaker, Stream, complete, nine_requests, noise, request, run
 use crate::tiny_model::VOCAB_SIZE;
 
 /// In the prompt only: beyond the tokenizer's vocabulary, so no one ever draws it.
-const POISON: usize = VOCAB_SIZE - 1;
+pub(super) const POISON: usize = VOCAB_SIZE - 1;
 const POISON_DIM: usize = 5;
 
 /// Gives [`POISON`] a dimension of the embedding that no other token has, and in the first layer's projection weights
 /// that make of it more than an F16 can hold. All weights stay finite.
-fn poison(folder: &Path, projection: &str) {
+pub(super) fn poison(folder: &Path, projection: &str) {
     let mut changed = 0;
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();

@@ -26,16 +26,13 @@ fn a_stream_says_what_the_whole_answer_says() {
     assert_eq!(usage["total_tokens"].as_u64().unwrap(), usage["prompt_tokens"].as_u64().unwrap() + 12);
     assert!(whole["timings"]["prompt_n"].as_u64().unwrap() > 0);
 
-    let streamed = server.post(
-        "/v1/chat/completions",
-        &chat(json!({"stream": true, "stream_options": {"include_usage": true}})),
-    );
+    let streamed =
+        server.post("/v1/chat/completions", &chat(json!({"stream": true, "stream_options": {"include_usage": true}})));
     assert!(streamed.head.contains("text/event-stream"), "{streamed:?}");
     assert!(streamed.body.ends_with("data: [DONE]\n\n"));
     let events = streamed.events();
     assert_eq!(events[0]["choices"][0]["delta"]["role"], "assistant");
-    let told: String =
-        events.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str()).collect();
+    let told: String = events.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str()).collect();
     assert_eq!(told, text);
     let reasons: Vec<&Value> = events.iter().map(|event| &event["choices"][0]["finish_reason"]).collect();
     assert_eq!(reasons.iter().filter(|reason| !reason.is_null()).count(), 1);
@@ -63,7 +60,10 @@ fn completions_go_on_from_text_or_tokens() {
     assert_eq!(echoed["usage"]["prompt_tokens"], 4);
 
     let nothing = complete(json!({"prompt": "abc", "max_tokens": 0}));
-    assert_eq!((&nothing["choices"][0]["text"], &nothing["choices"][0]["finish_reason"]), (&json!(""), &json!("length")));
+    assert_eq!(
+        (&nothing["choices"][0]["text"], &nothing["choices"][0]["finish_reason"]),
+        (&json!(""), &json!("length"))
+    );
 }
 
 #[test]
@@ -96,7 +96,8 @@ fn a_stop_string_ends_the_answer_before_it() {
 #[test]
 fn what_cannot_be_done_is_refused_by_name() {
     let server = Server::start("qwen3", &[]);
-    let image = json!([{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {}}]}]);
+    let image =
+        json!([{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {}}]}]);
     for (extra, param, code) in [
         (json!({"max_tokens": 100_000}), "messages", "context_length_exceeded"),
         (json!({"max_tokens": -2}), "max_tokens", ""),

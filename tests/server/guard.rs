@@ -9,7 +9,8 @@ use super::client::{Server, read_answer};
 
 #[test]
 fn only_exact_hosts_and_origins_are_answered_for_every_method() {
-    let server = Server::start("qwen3", &["--allowed-origin", "http://notes.example:3000", "--allowed-host", "box.lan"]);
+    let server =
+        Server::start("qwen3", &["--allowed-origin", "http://notes.example:3000", "--allowed-host", "box.lan"]);
     let port = server.port;
     let own = [
         format!("127.0.0.1:{port}"),
@@ -75,7 +76,9 @@ fn only_exact_hosts_and_origins_are_answered_for_every_method() {
     // No name at all, two names, and a name in the request line.
     for request in [
         "GET /health HTTP/1.1\r\nConnection: close\r\n\r\n".into(),
-        format!("GET /health HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n"),
+        format!(
+            "GET /health HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n"
+        ),
         format!("GET http://evil.example/health HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n"),
         "GET /health HTTP/1.0\r\n\r\n".into(),
     ] {
@@ -91,9 +94,7 @@ fn a_key_is_made_asked_for_and_kept_from_others() {
     let mut server = Server::spawn(model.path(), &["--state-dir", path]);
     server.wait_for("ready");
     let key = std::fs::read_to_string(state.path().join("api-key")).unwrap().trim().to_owned();
-    let with = |header: &str| {
-        server.raw(format!("{}\r\n", server.head("GET", "/v1/models", header)).as_bytes())
-    };
+    let with = |header: &str| server.raw(format!("{}\r\n", server.head("GET", "/v1/models", header)).as_bytes());
     assert_eq!(with(&format!("Authorization: Bearer {key}\r\n")).status, 200);
     assert_eq!(with(&format!("X-Api-Key: {key}\r\n")).status, 200);
     for header in [String::new(), "Authorization: Bearer x\r\n".into(), format!("Authorization: {key}\r\n")] {
@@ -140,7 +141,10 @@ fn too_much_of_anything_is_refused() {
     for body in ["", "{", "[]", "null", "\"x\"", "{\"prompt\":\"x\"}}", "{\"prompt\": \"\\ud800\"}", "\u{0}"] {
         assert_eq!(post(body).status, 400, "{body}");
     }
-    let plain = format!("{}Content-Type: text/plain\r\nContent-Length: 2\r\n\r\n{{}}", server.head("POST", "/v1/completions", ""));
+    let plain = format!(
+        "{}Content-Type: text/plain\r\nContent-Length: 2\r\n\r\n{{}}",
+        server.head("POST", "/v1/completions", "")
+    );
     assert_eq!(server.raw(plain.as_bytes()).status, 415);
     let many: String = (0..80).map(|index| format!("X-{index}: y\r\n")).collect();
     assert_eq!(server.raw(format!("{}\r\n", server.head("GET", "/health", &many)).as_bytes()).status, 431);

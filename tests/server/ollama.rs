@@ -20,7 +20,10 @@ fn lines_say_what_the_whole_answer_says() {
     let whole = whole.json();
     let text = whole["message"]["content"].as_str().unwrap();
     assert!(!text.is_empty());
-    assert_eq!((&whole["done"], &whole["done_reason"], &whole["eval_count"]), (&json!(true), &json!("length"), &json!(12)));
+    assert_eq!(
+        (&whole["done"], &whole["done_reason"], &whole["eval_count"]),
+        (&json!(true), &json!("length"), &json!(12))
+    );
 
     let streamed = server.post("/api/chat", &body(true));
     assert!(streamed.head.contains("application/x-ndjson"));
@@ -29,14 +32,18 @@ fn lines_say_what_the_whole_answer_says() {
     assert_eq!(told, text);
     let (last, before) = lines.split_last().unwrap();
     assert!(before.iter().all(|line| line["done"] == false));
-    assert_eq!((&last["done"], &last["eval_count"], &last["prompt_eval_count"]), (&json!(true), &json!(12), &whole["prompt_eval_count"]));
+    assert_eq!(
+        (&last["done"], &last["eval_count"], &last["prompt_eval_count"]),
+        (&json!(true), &json!(12), &whole["prompt_eval_count"])
+    );
 }
 
 #[test]
 fn one_prompt_is_a_chat_of_one_turn_or_raw_text() {
     let server = Server::start("qwen3", &["--alias", "monk"]);
     let generate = |extra: Value| {
-        let mut body = json!({"model": "monk", "prompt": "abc", "stream": false, "options": {"temperature": 0, "num_predict": 8}});
+        let mut body =
+            json!({"model": "monk", "prompt": "abc", "stream": false, "options": {"temperature": 0, "num_predict": 8}});
         body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         server.post("/api/generate", &body)
     };

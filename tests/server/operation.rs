@@ -40,7 +40,10 @@ fn texts_become_tokens_and_tokens_texts() {
     let quoted = server.post("/tokenize", &json!({"content": "<|im_end|>", "parse_special": false})).json();
     assert_eq!(quoted["tokens"].as_array().unwrap().len(), 10);
     let pieces = server.post("/tokenize", &json!({"content": "aб", "with_pieces": true})).json();
-    assert_eq!(pieces["tokens"], json!([{"id": 97, "piece": "a"}, {"id": 208, "piece": [208]}, {"id": 177, "piece": [177]}]));
+    assert_eq!(
+        pieces["tokens"],
+        json!([{"id": 97, "piece": "a"}, {"id": 208, "piece": [208]}, {"id": 177, "piece": [177]}])
+    );
     assert_eq!(server.post("/detokenize", &json!({"tokens": [100_000]})).status, 400);
     let chat = json!({"messages": [{"role": "user", "content": "x"}]});
     let prompt = server.post("/apply-template", &chat).json();

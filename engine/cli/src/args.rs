@@ -7,10 +7,17 @@ use std::path::PathBuf;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use numa::Topology;
 use simd::matmul::Activations;
 use simd::{Dtype, Isa};
 
+use crate::chat_flags::ChatFlags;
+use crate::commands::context::Language;
 use crate::dials::DialFlags;
+use crate::text_form::TextForm;
+
+/// Rows of a picture, and facts of which each has a subject of its own.
+const DEPTHS_MAX: usize = 101;
 
 /// Runs large language models at full precision on this machine, and works through the night on private notes.
 #[derive(Parser)]
@@ -66,12 +73,8 @@ pub(crate) struct Generate {
     /// File with the prompt; `-` is standard input
     #[arg(short, long, value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
-    /// Put the prompt into the model's chat template
-    #[arg(long)]
-    pub(crate) chat: bool,
-    /// System message, with --chat
-    #[arg(long, value_name = "TEXT", requires = "chat", allow_hyphen_values = true)]
-    pub(crate) system: Option<String>,
+    #[command(flatten)]
+    pub(crate) chat: ChatFlags,
     /// Most tokens to generate; without it, until the model ends or the context is full
     #[arg(short = 'n', long = "predict", alias = "n-predict", env = "NIGHTMONK_PREDICT", value_name = "N")]
     pub(crate) predict: Option<usize>,
@@ -80,6 +83,8 @@ pub(crate) struct Generate {
     pub(crate) stop: Vec<String>,
     #[command(flatten)]
     pub(crate) sampling: Sampling,
+    #[command(flatten)]
+    pub(crate) form: TextForm,
     #[command(flatten)]
     pub(crate) run: Run,
     #[command(flatten)]
@@ -111,6 +116,15 @@ pub(crate) struct Draw {
     /// Draw among tokens at least this fraction as probable as the best; 0 is off
     #[arg(long, env = "NIGHTMONK_MIN_P", value_name = "P")]
     pub(crate) min_p: Option<f32>,
+    /// Divides the logits of tokens that were there, in the prompt or since; 1 is off
+    #[arg(long, env = "NIGHTMONK_REPEAT_PENALTY", value_name = "P")]
+    pub(crate) repeat_penalty: Option<f32>,
+    /// Taken once from the logits of tokens that were generated; 0 is off
+    #[arg(long, env = "NIGHTMONK_PRESENCE_PENALTY", value_name = "P", allow_negative_numbers = true)]
+    pub(crate) presence_penalty: Option<f32>,
+    /// Taken from the logits of tokens as often as they were generated; 0 is off
+    #[arg(long, env = "NIGHTMONK_FREQUENCY_PENALTY", value_name = "P", allow_negative_numbers = true)]
+    pub(crate) frequency_penalty: Option<f32>,
 }
 
 /// What decides bytes (isa, activations, cache types, dials) and what decides speed and memory (the rest).
@@ -453,8 +467,12 @@ pub(crate) struct Plan {
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) vram: Option<u64>,
     /// Nodes that share the model; without it, those of this machine
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "topology")]
     pub(crate) nodes: Option<NonZeroUsize>,
+    /// Nodes of another machine: NODESxCORESxGIB, with cores and memory of each, or a JSON file; each has to have room for
+    /// its share
+    #[arg(long, value_name = "2x32x384|FILE", value_parser = Topology::from_argument)]
+    pub(crate) topology: Option<Topology>,
     /// Bytes that the machine reads from memory in a second, in GB/s; without it, measured, but not for a machine that is
     /// only described
     #[arg(long, value_name = "GB/S", requires = "peak", value_parser = positive)]
@@ -520,6 +538,8 @@ pub(crate) struct Selftest {
 pub(crate) enum SelftestCommand {
     /// Compare logits of the golden families with those of transformers in float32, and with what BF16 arithmetic loses
     Numerics(Numerics),
+    /// Ask for facts that are planted in texts of growing length, and see that a stretched context changes the logits
+    Context(Box<Context>),
 }
 
 #[derive(Args)]
@@ -533,6 +553,46 @@ pub(crate) struct Numerics {
     #[command(flatten)]
     pub(crate) output: OutputFormat,
 }
+
+#[derive(Args)]
+pub(crate) struct Context {
+    /// Model folder
+    #[arg(short, long, env = "NIGHTMONK_MODEL", value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// Tokens of a sequence: text, question and room for the answer; without it, powers of two from 1024 to the context
+    #[arg(long, value_name = "N,…", value_delimiter = ',')]
+    pub(crate) lengths: Vec<NonZeroUsize>,
+    /// How many even depths, or percents like `0,50,100`
+    #[arg(long, value_name = "N|P,…", default_value = "5", value_parser = depths)]
+    pub(crate) depths: Depths,
+    /// Facts in one text, at depths as far apart as can be; without it, one at every depth. Questions about one text
+    /// share its reading
+    #[arg(long, value_name = "N")]
+    pub(crate) facts_per_context: Option<NonZeroUsize>,
+    /// Rounds, each with another text and other facts: a score of a depth and length is out of so many questions
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub(crate) rounds: NonZeroUsize,
+    /// Language of text and questions
+    #[arg(long, value_name = "LANGUAGE", default_value = "en")]
+    pub(crate) language: Language,
+    /// Seed of text and facts
+    #[arg(long, short, env = "NIGHTMONK_SEED", value_name = "S", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Most tokens of an answer, thoughts included
+    #[arg(long, value_name = "N", default_value = "64")]
+    pub(crate) max_tokens: NonZeroUsize,
+    /// Draw the scores into this file
+    #[arg(long, value_name = "OUT.svg")]
+    pub(crate) svg: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) run: Run,
+    #[command(flatten)]
+    pub(crate) output: OutputFormat,
+}
+
+/// Depths in percent of a text, ascending.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Depths(pub(crate) Vec<f64>);
 
 /// Spells llama.cpp's short flags of several letters out, which clap does not know.
 pub(crate) fn spelled_out(arguments: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
@@ -568,6 +628,29 @@ fn numa(mode: &str) -> Result<NumaMode, String> {
             Err(format!("{why}; known: auto, off, slice"))
         }
         _ => Err("known: auto, off, slice".into()),
+    }
+}
+
+/// A count of even depths, or a list in percent.
+fn depths(text: &str) -> Result<Depths, String> {
+    if let Ok(count) = text.parse::<usize>() {
+        return match count {
+            0 => Err("one depth at least is asked for".into()),
+            1 => Ok(Depths(vec![50.0])),
+            2..=DEPTHS_MAX => Ok(Depths((0..count).map(|index| 100.0 * index as f64 / (count - 1) as f64).collect())),
+            _ => Err(format!("at most {DEPTHS_MAX} depths are told apart")),
+        };
+    }
+    let percent = |part: &str| match part.trim().trim_end_matches('%').parse::<f64>() {
+        Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(percent),
+        _ => Err(format!("`{part}` is no percent; give a count like 5, or percents from 0 to 100 like 0,50,100")),
+    };
+    let mut depths = text.trim_end_matches(',').split(',').map(percent).collect::<Result<Vec<_>, _>>()?;
+    depths.sort_by(f64::total_cmp);
+    depths.dedup();
+    match depths.len() {
+        ..=DEPTHS_MAX => Ok(Depths(depths)),
+        _ => Err(format!("at most {DEPTHS_MAX} depths are told apart")),
     }
 }
 
@@ -637,6 +720,22 @@ mod tests {
         assert_eq!(scaled("a:b:-0.5"), Ok(("a:b".into(), -0.5)));
         for text in ["a", "a:", ":1", "a:x", "a:inf"] {
             assert!(scaled(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn depths_are_a_count_or_percents() {
+        for (text, percents) in [
+            ("1", &[50.0][..]),
+            ("2", &[0.0, 100.0]),
+            ("5", &[0.0, 25.0, 50.0, 75.0, 100.0]),
+            ("100,0,12.5,0", &[0.0, 12.5, 100.0]),
+            ("30%", &[30.0]),
+        ] {
+            assert_eq!(depths(text), Ok(Depths(percents.to_vec())), "{text}");
+        }
+        for text in ["0", "102", "", "a", "0,101", "-1,5", "nan,1"] {
+            assert!(depths(text).is_err(), "{text}");
         }
     }
 

@@ -11,6 +11,9 @@ pub(crate) struct DialFlags {
     /// Experts that a token goes through, more or fewer than the model's own
     #[arg(long, env = "NIGHTMONK_EXPERTS_PER_TOKEN", value_name = "N")]
     experts_per_token: Option<usize>,
+    /// Most experts that a request may ask for itself, for which room is made; without it, as many as tokens go through
+    #[arg(long, env = "NIGHTMONK_EXPERTS_PER_TOKEN_MAX", value_name = "N")]
+    experts_per_token_max: Option<usize>,
     /// Base of the rotary frequencies; without it, the model's own
     #[arg(long, env = "NIGHTMONK_ROPE_FREQ_BASE", value_name = "F", allow_negative_numbers = true)]
     rope_freq_base: Option<f64>,
@@ -32,7 +35,7 @@ impl DialFlags {
     pub(crate) fn dials(&self) -> Dials {
         Dials {
             experts_per_token: self.experts_per_token,
-            most_experts_per_token: None,
+            most_experts_per_token: self.experts_per_token_max,
             rope_freq_base: self.rope_freq_base,
             rope_scaling: self.rope_scaling,
             rope_scale: self.rope_scale,

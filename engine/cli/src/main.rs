@@ -13,6 +13,8 @@ macro_rules! eprintln {
 }
 
 mod args;
+mod chat_flags;
+mod clock;
 mod commands;
 mod dials;
 mod failure;
@@ -24,6 +26,8 @@ mod model;
 mod nodes;
 mod output;
 mod progress;
+mod svg;
+mod text_form;
 mod turn;
 
 use std::process::ExitCode;
@@ -55,6 +59,9 @@ fn run() -> ExitCode {
         Command::Doctor(arguments) => commands::doctor::run(&arguments),
         Command::Selftest(Selftest { command: SelftestCommand::Numerics(arguments) }) => {
             commands::numerics::run(&arguments)
+        }
+        Command::Selftest(Selftest { command: SelftestCommand::Context(arguments) }) => {
+            commands::context::run(&arguments)
         }
     };
     match result {

@@ -11,7 +11,7 @@ use engine_core::checkpoint::{Checkpoint, TensorForm};
 use engine_core::config::ModelConfig;
 use engine_core::homes::Homes;
 use engine_core::model::{Load, LoadError, LoadProgress, Model, ModelOptions};
-use engine_core::plan::{Plan, PlanRequest};
+use engine_core::plan::{Plan, PlanRequest, Room};
 use engine_core::session::{Engine, EngineError, EngineOptions};
 use engine_core::text::{GenerationDefaults, TextError, Tokenizer};
 use numa::{CallerPin, MemoryFacts, Pool, Topology};
@@ -111,24 +111,27 @@ pub(crate) fn threads(asked: Option<NonZeroUsize>) -> Result<NonZeroUsize, Failu
     }
 }
 
-/// Counts the bytes of a run, decides where the weights are to live, and refuses what this machine has no memory for.
+/// Counts the bytes of a run, decides where the weights are to live, and refuses what there is no room for.
 pub(crate) fn choose_plan<F: Into<TensorForm>>(
     config: &ModelConfig,
     form_of: impl Fn(&str) -> F,
     request: PlanRequest,
     mode: LoadMode,
     work: Work,
-    ram: Option<u64>,
+    room: Room,
 ) -> Result<Choice, Failure> {
-    let available = match ram {
-        Some(bytes) => bytes,
-        None => {
-            let usable = MemoryFacts::discover()?.usable_ram();
-            usable.saturating_sub(RESERVE_BYTES_MIN.max(usable / RESERVE_FRACTION))
-        }
-    };
-    let fit = |request: &PlanRequest| Plan::fit(config, &form_of, request, available).map_err(Failure::Refused);
+    let fit = |request: &PlanRequest| Plan::fit(config, &form_of, request, room.clone()).map_err(Failure::Refused);
     load_choice::choose(mode, work, request, fit)
+}
+
+/// What a plan may count on of so much memory.
+pub(crate) fn beside_reserve(bytes: u64) -> u64 {
+    bytes.saturating_sub(RESERVE_BYTES_MIN.max(bytes / RESERVE_FRACTION))
+}
+
+/// What this machine has for a run.
+pub(crate) fn available_bytes() -> Result<u64, Failure> {
+    Ok(beside_reserve(MemoryFacts::discover()?.usable_ram()))
 }
 
 /// An adapter that was asked for, and whose folder fits the model.
@@ -196,7 +199,7 @@ impl Opened {
         request.adapters = needs(&adapters);
         let form_of = |name: &str| checkpoint.form(name);
         let Choice { request, plan, reason } =
-            choose_plan(checkpoint.config(), form_of, request, run.load, work, None)?;
+            choose_plan(checkpoint.config(), form_of, request, run.load, work, nodes.room(available_bytes()?))?;
         let options = ModelOptions {
             isa: run.isa.unwrap_or_else(Isa::detect),
             activations: run.activations,
@@ -275,6 +278,7 @@ impl Opened {
             ctx_size: request.ctx_size,
             width: request.width,
             ubatch_size: request.ubatch_size,
+            prefix_cache: true,
         };
         let Loaded { model, pool, adapters, .. } = self.load()?;
         let failed = |source| EngineError::Workers { threads: request.threads, source };

@@ -7,9 +7,11 @@ use std::io;
 use std::num::NonZeroUsize;
 
 use engine_core::homes::NodePages;
+use engine_core::plan::Room;
 use numa::{CallerPin, Node, Pinning, Pool, Region, Topology};
 
 use crate::args::NumaMode;
+use crate::model::beside_reserve;
 
 /// A choice.
 pub(crate) struct Nodes {
@@ -46,6 +48,14 @@ impl Nodes {
     /// How many share the model.
     pub(crate) fn count(&self) -> usize {
         self.sliced.as_ref().map_or(1, |topology| topology.nodes.len())
+    }
+
+    /// These bytes, and the memory of each node, if the model is cut.
+    pub(crate) fn room(&self, bytes: u64) -> Room {
+        match &self.sliced {
+            Some(topology) => Room::on(topology, bytes, beside_reserve),
+            None => bytes.into(),
+        }
     }
 
     /// Their physical cores, if the model is cut.

@@ -1,9 +1,17 @@
 //! Keys and values of all sequences, in blocks of one arena.
 //!
 //! A sequence owns whole blocks of [`KV_BLOCK`] positions and holds their numbers in its block table, so sequences of
-//! any length come and go without moving bytes and without fragments. A block has a place in every layer. The arena is
+//! any length come and go without moving bytes and without fragments. A block has a place in every layer and head; all
+//! blocks of a head lie side by side, for they are what a worker reads in one go, and blocks are handed out in the order in
+//! which they lie, as far as that goes. The arena is
 //! allocated and faulted once; a block given back is reused as it is, since a position is read only after it was written.
 //! On several nodes each has the heads that its workers read, of all blocks.
+//!
+//! [`prefix`] knows which blocks hold the beginning of which text, so that sequences share them; [`disk`] keeps such
+//! blocks in files, for the next run.
+
+pub mod disk;
+pub mod prefix;
 
 use std::io;
 
@@ -32,6 +40,12 @@ pub struct KvShape {
 /// Number of a block in the arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BlockId(u32);
+
+impl BlockId {
+    fn index(self) -> usize {
+        self.0 as usize
+    }
+}
 
 impl KvShape {
     /// The arena for `blocks` blocks of a model.
@@ -116,12 +130,14 @@ impl KvCache {
     /// Takes `count` blocks, or none if there are fewer.
     pub fn take(&mut self, count: usize) -> Option<Vec<BlockId>> {
         let rest = self.free.len().checked_sub(count)?;
-        Some(self.free.split_off(rest))
+        let mut blocks = self.free.split_off(rest);
+        blocks.reverse();
+        Some(blocks)
     }
 
     /// Gives blocks back.
-    pub fn give_back(&mut self, blocks: Vec<BlockId>) {
-        self.free.extend(blocks);
+    pub fn give_back<I: IntoIterator<Item = BlockId, IntoIter: DoubleEndedIterator>>(&mut self, blocks: I) {
+        self.free.extend(blocks.into_iter().rev());
         debug_assert!(self.free.len() <= self.shape.blocks, "a block was given back twice");
     }
 
@@ -158,11 +174,51 @@ impl KvCache {
         }
     }
 
+    /// Appends the bytes of a block to `out`: layer by layer, head by head, wherever they live.
+    pub fn copy_out(&self, block: BlockId, out: &mut Vec<u8>) {
+        for layer in 0..self.shape.layers {
+            for head in 0..self.shape.heads {
+                out.extend_from_slice(self.block(layer, block, head));
+            }
+        }
+    }
+
+    /// Puts what [`copy_out`](Self::copy_out) gave into a block.
+    ///
+    /// # Panics
+    /// If it is not as long as a block.
+    pub fn copy_in(&mut self, block: BlockId, bytes: &[u8]) {
+        assert_eq!(bytes.len(), self.shape.block_bytes(), "bytes of a block");
+        let mut parts = bytes.chunks_exact(self.shape.head_bytes());
+        for layer in 0..self.shape.layers {
+            for (head, part) in (0..self.shape.heads).zip(&mut parts) {
+                let (home, at) = self.place(layer, block, head);
+                self.regions[home].as_mut_slice()[at..][..part.len()].copy_from_slice(part);
+            }
+        }
+    }
+
+    /// Whether all numbers of a block are finite.
+    pub fn is_finite(&self, block: BlockId) -> bool {
+        let parts = (0..self.shape.layers).flat_map(|layer| (0..self.shape.heads).map(move |head| (layer, head)));
+        let mut parts = parts.map(|(layer, head)| self.block(layer, block, head));
+        match self.shape.dtype {
+            Dtype::F16 => parts.all(|part| all_below::<2>(part, |x| u32::from(u16::from_le_bytes(x)), 0x7c00)),
+            Dtype::Bf16 => parts.all(|part| all_below::<2>(part, |x| u32::from(u16::from_le_bytes(x)), 0x7f80)),
+            Dtype::F32 => parts.all(|part| all_below::<4>(part, u32::from_le_bytes, 0x7f80_0000)),
+        }
+    }
+
     /// Region, and byte in it.
     fn place(&self, layer: usize, block: BlockId, head: usize) -> (usize, usize) {
         let home = self.heads.node_of(head);
         let heads = self.heads.of_node(home);
-        let blocks = layer * self.shape.blocks + block.0 as usize;
-        (home, (blocks * heads.len() + head - heads.start) * self.shape.head_bytes())
+        let before = (layer * heads.len() + head - heads.start) * self.shape.blocks;
+        (home, (before + block.0 as usize) * self.shape.head_bytes())
     }
+}
+
+/// Whether no number of `bytes` has all bits of its exponent set. Goes through all of them, which is faster than to stop.
+fn all_below<const N: usize>(bytes: &[u8], bits: impl Fn([u8; N]) -> u32, exponent: u32) -> bool {
+    bytes.as_chunks::<N>().0.iter().fold(true, |all, x| all & (bits(*x) & exponent != exponent))
 }

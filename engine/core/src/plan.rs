@@ -1,6 +1,7 @@
 //! Counts every byte before it is allocated, from config.json alone, and refuses what does not fit.
 
 mod expected;
+mod nodes;
 mod vram;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use crate::kv_cache::{KvShape, blocks_for};
 use crate::model::{AdapterRoom, Load, WorkspaceShape, largest_strip, load_buffer_bytes};
 
 pub use expected::{Expected, Limits};
+pub use nodes::{FullNode, NodeRoom, Room};
 pub use vram::OnGpu;
 
 /// What is to be run.
@@ -92,6 +94,12 @@ pub struct Plan {
     /// Some matrices lie in packed panels, which many rows of a step read from scratch.
     #[serde(skip)]
     packed: bool,
+    /// Bytes of all resident matrices that have so many panels.
+    #[serde(skip)]
+    matrix_bytes_by_panels: BTreeMap<usize, u64>,
+    /// Heads of keys and values.
+    #[serde(skip)]
+    kv_heads: usize,
 }
 
 /// A plan that does not fit.
@@ -102,6 +110,8 @@ pub struct DoesNotFit {
     pub plan: Plan,
     /// Bytes that there are.
     pub available_bytes: u64,
+    /// The node that lacks most, where its share is what does not fit.
+    pub node: Option<FullNode>,
     /// Largest context that fits, if any does.
     pub ctx_size_that_fits: Option<usize>,
     /// Other ways to run the context that was asked for: what to change, and the bytes that it then takes.
@@ -116,14 +126,23 @@ impl DoesNotFit {
             of_adapters => format!(", {} adapters", bytes(of_adapters)),
         };
         let needs = format!(
-            "needs {} ({} weights, {} keys and values for {width} x {ctx_size} tokens, {} scratch{adapters}, {} mapped), but {} are available",
+            "needs {} ({} weights, {} keys and values for {width} x {ctx_size} tokens, {} scratch{adapters}, {} mapped), {} {} are available",
             bytes(*total_bytes),
             bytes(*weight_bytes),
             bytes(*kv_bytes),
             bytes(*scratch_bytes),
             bytes(*mapped_bytes),
+            if *total_bytes > self.available_bytes { "but" } else { "and" },
             bytes(self.available_bytes),
         );
+        let needs = match &self.node {
+            Some(FullNode { id, needs: of_node, available }) => format!(
+                "{needs}, and of weights, keys and values node {id} would hold {}, but {} are available there",
+                bytes(*of_node),
+                bytes(*available)
+            ),
+            None => needs,
+        };
         let needs = match self.plan.load_bytes > kv_bytes.saturating_add(*scratch_bytes) {
             true => format!("{needs} (loading takes {} before that)", bytes(self.plan.load_bytes)),
             false => needs,
@@ -178,6 +197,17 @@ fn panel_bytes(spec: &TensorSpec, form: TensorForm) -> u64 {
         _ => (0, Some(0)),
     };
     matrices as u64 * (panels.expect(FITS) as u64).next_multiple_of(64)
+}
+
+/// Panels of each of a tensor's matrices.
+fn panels_of_matrix(spec: &TensorSpec) -> usize {
+    let rows = match (spec.kind, &spec.shape[..]) {
+        (TensorKind::Stack { matrices, transposed: true }, [stacked, _, rows])
+        | (TensorKind::Stack { matrices, transposed: false }, [stacked, rows, _])
+        | (TensorKind::Mxfp4Blocks { matrices }, [stacked, rows, ..]) => stacked * rows / matrices,
+        (_, shape) => shape.first().copied().unwrap_or(0),
+    };
+    rows.div_ceil(PANEL)
 }
 
 /// Bytes of the largest strip in which a tensor's matrices are read.
@@ -236,6 +266,8 @@ impl Plan {
             adapter_bytes: request.adapters.bytes,
             load_bytes: 0,
             packed: false,
+            matrix_bytes_by_panels: BTreeMap::new(),
+            kv_heads: config.num_key_value_heads,
             mapped_bytes: 0,
             total_bytes: 0,
             bytes_per_token: 0,
@@ -270,7 +302,9 @@ impl Plan {
                 if request.load == Load::Resident || transposed {
                     let panels = panel_bytes(&spec, form);
                     plan.weight_bytes += panels;
-                    let shrinks = spec.kind == TensorKind::Matrix && form == TensorForm::from(Dtype::Bf16);
+                    *plan.matrix_bytes_by_panels.entry(panels_of_matrix(&spec)).or_default() += panels;
+                    let matrices = matches!(spec.kind, TensorKind::Matrix | TensorKind::Stack { .. });
+                    let shrinks = matrices && form == TensorForm::from(Dtype::Bf16);
                     saved += if shrinks { panels as f64 * (1.0 - PACKED_BITS / 16.0) } else { 0.0 };
                     strip = strip.max(strip_bytes(&spec, form));
                 }
@@ -344,7 +378,12 @@ impl Plan {
         self.total_bytes = all.into_iter().fold(0, u64::saturating_add);
     }
 
-    /// The plan, if it fits into `available_bytes`.
+    /// Whether matrices would be cut over nodes: those in memory of their own, and not in panels of 12 bits.
+    fn can_be_cut(&self) -> bool {
+        self.load == Load::Resident && !self.packed
+    }
+
+    /// The plan, if it fits: into so many bytes, or into a [`Room`] with nodes.
     ///
     /// # Errors
     /// [`DoesNotFit`] with the largest context that would.
@@ -352,17 +391,22 @@ impl Plan {
         config: &ModelConfig,
         form_of: impl Fn(&str) -> F,
         request: &PlanRequest,
-        available_bytes: u64,
+        room: impl Into<Room>,
     ) -> Result<Self, Box<DoesNotFit>> {
-        let plan = Self::new(config, &form_of, request);
-        if plan.total_bytes <= available_bytes {
+        let room = room.into();
+        let mut plan = Self::new(config, &form_of, request);
+        let workers: Vec<usize> = room.nodes.iter().map(|node| node.workers).collect();
+        if let Some(fullest) = plan.bytes_on_nodes(&workers).into_iter().max() {
+            plan.node_bytes = fullest;
+        }
+        if room.holds(&plan) {
             return Ok(plan);
         }
         // Bytes never fall where the context grows: look for the last context that fits.
         let fits = |ctx_size: usize| {
             let mut smaller = plan.clone();
             smaller.size_for(config, request, ctx_size);
-            smaller.total_bytes <= available_bytes
+            room.holds(&smaller)
         };
         let (mut fitting, mut too_many) = (0, request.ctx_size);
         while too_many - fitting > 1 {
@@ -370,8 +414,9 @@ impl Plan {
             if fits(middle) { fitting = middle } else { too_many = middle }
         }
         let ctx_size_that_fits = (fitting > 0).then_some(fitting);
-        let instead = plan.instead(config, &form_of, request, available_bytes);
-        Err(Box::new(DoesNotFit { plan, available_bytes, ctx_size_that_fits, instead }))
+        let instead = plan.instead(config, &form_of, request, &room);
+        let node = room.full_node(&plan);
+        Err(Box::new(DoesNotFit { plan, available_bytes: room.bytes, node, ctx_size_that_fits, instead }))
     }
 
     /// Other ways to run what was asked for that do fit.
@@ -380,7 +425,7 @@ impl Plan {
         config: &ModelConfig,
         form_of: impl Fn(&str) -> F,
         request: &PlanRequest,
-        available_bytes: u64,
+        room: &Room,
     ) -> Vec<(&'static str, u64)> {
         let with = |request: &PlanRequest, packed: bool| {
             let mut other = Self::new(config, &form_of, request);
@@ -389,7 +434,7 @@ impl Plan {
                 other.packed = true;
                 other.size_for(config, request, request.ctx_size);
             }
-            other.total_bytes
+            (other.total_bytes, room.holds(&other))
         };
         let shrinks = self.packed_weight_bytes < self.weight_bytes;
         let of_f16 = PlanRequest { kv_dtype: Dtype::F16, ..*request };
@@ -411,8 +456,8 @@ impl Plan {
             let mapped = PlanRequest { load: Load::Mapped, ..*request };
             ways.push(("`--load mapped`", with(&mapped, false)));
         }
-        ways.retain(|(_, total)| *total <= available_bytes);
-        ways
+        let fitting = ways.into_iter().filter(|(_, (_, fits))| *fits);
+        fitting.map(|(way, (total, _))| (way, total)).collect()
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use engine_core::NUMERICS;
 use engine_core::model::ModelOptions;
 use engine_core::sampler::SamplingParams;
 use engine_core::session::{self, Engine, Event, Request, SequenceId};
@@ -10,16 +11,15 @@ use simd::Dtype;
 
 use crate::generator::{Abort, Completion, FinishReason, GenerateError, Generator, Prompt, PromptRequest, Sampling};
 
-/// Summation orders, roundings and the sampler's chain. A change of any of them changes bytes, and so this number:
-/// records of another one are not mixed with new ones.
-const NUMERICS: u32 = 1;
-
 /// What decides the bytes of an engine's answers, known before the engine is there.
 pub struct Settings<'t> {
     /// Tokenizer of the model.
     pub tokenizer: &'t Tokenizer,
     /// Its chat template.
     pub template: ChatTemplate,
+    /// What it is told beside the messages. `now` is the job's date ([`Night::date`](crate::Night::date)); tools are
+    /// not offered.
+    pub rendering: RenderOptions,
     /// Digest of the model folder.
     pub digest: String,
     /// How the engine will compute.
@@ -73,12 +73,15 @@ impl<'t> EngineGenerator<'t> {
         messages.extend(prompt.system.iter().map(|system| Message::new("system", system.as_str())));
         messages.push(Message::new("user", prompt.user.as_str()));
         // A note may quote control tokens; only the template may write them.
-        self.settings.template.render_to_tokens(self.settings.tokenizer, &messages, &render_options()).map_err(failed)
+        self.settings
+            .template
+            .render_to_tokens(self.settings.tokenizer, &messages, &self.settings.rendering)
+            .map_err(failed)
     }
 
     /// What is thought before an answer is no part of a report. No tools are offered, so nothing is a call.
     fn speech_format(&self) -> Result<SpeechFormat, TextError> {
-        Ok(self.settings.template.speech_format(&render_options())?.without_calls())
+        Ok(self.settings.template.speech_format(&self.settings.rendering)?.without_calls())
     }
 
     /// The answer in a completion that followed `prompt_end`.
@@ -90,7 +93,8 @@ impl<'t> EngineGenerator<'t> {
 
     fn request(&self, request: &PromptRequest) -> Result<Request, GenerateError> {
         let Sampling { temperature, top_k, top_p, min_p } = request.sampling;
-        let sampling = SamplingParams { temperature, top_k, top_p, min_p, seed: request.seed };
+        let sampling =
+            SamplingParams { temperature, top_k, top_p, min_p, seed: request.seed, ..SamplingParams::default() };
         let tokens = self.tokens(&request.prompt)?;
         let shown_tokens = self.speech_format().map_err(failed)?.shown_tokens(self.settings.tokenizer);
         let adapters = self.settings.adapters.iter().map(|adapter| (adapter.name.clone(), adapter.scale)).collect();
@@ -128,20 +132,16 @@ impl<'t> EngineGenerator<'t> {
                     }
                     // Those beside it go on to their ends, and to their records.
                     Event::Failed { error, .. } => broken = broken.or(Some(failed(error))),
-                    Event::Prefill { .. } | Event::Token { .. } => {}
+                    Event::Prefill { .. } | Event::Token { .. } | Event::Embedded { .. } => {}
                 }
             }
         }
     }
 }
 
-fn render_options() -> RenderOptions {
-    RenderOptions { add_generation_prompt: true, ..RenderOptions::default() }
-}
-
 impl Generator for EngineGenerator<'_> {
     fn fingerprint(&self) -> String {
-        let Settings { digest, options, dials, kv_dtype, adapters, .. } = &self.settings;
+        let Settings { template, rendering, digest, options, dials, kv_dtype, adapters, .. } = &self.settings;
         let thoughts = match self.speech_format() {
             Ok(SpeechFormat::PLAIN) | Err(_) => "",
             Ok(_) => ", thoughts left out",
@@ -152,6 +152,15 @@ impl Generator for EngineGenerator<'_> {
             options.activations,
             kv_dtype.name()
         );
+        if let Some(day) = rendering.now.filter(|_| template.asks_for_time()) {
+            fingerprint += &format!(", date {}", day.iso_date());
+        }
+        if let Some(thinking) = rendering.enable_thinking {
+            fingerprint += &format!(", thinking {thinking}");
+        }
+        for (name, value) in &rendering.extra {
+            fingerprint += &format!(", {name} {value}");
+        }
         if !dials.is_empty() {
             fingerprint += &format!(", {dials}");
         }

@@ -9,6 +9,8 @@
 //! recipe = "contradictions"         # or "summary", "architecture", or none with [map] and [reduce] of your own
 //! output = "report.md"
 //! # title = "…"  language = "Russian"  seed = 0
+//! # date = 2026-11-23               # for chat templates that write it; without it, the day on which the job was first started
+//! # thinking = false                # `enable_thinking` of the chat template; reasoning_effort = "low" | "medium" | "high"
 //! # [sampling]  temperature = 0  top_k = 0  top_p = 1  min_p = 0
 //! # [map]       prompt = "…"  system = "…"  max_tokens = 256
 //! # [reduce]    prompt = "…"  system = "…"  max_tokens = 512
@@ -22,6 +24,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use engine_core::text::{CivilTime, ReasoningEffort, RenderOptions};
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 
 use crate::generator::Sampling;
@@ -54,6 +57,12 @@ pub struct Job {
     pub title: String,
     /// The language that answers should be in, if the job asks for one.
     pub language: Option<String>,
+    /// The beginning of the day that chat templates take for today, if the job file says it.
+    pub date: Option<CivilTime>,
+    /// Whether the model thinks before it answers, if the job file says it.
+    pub thinking: Option<bool>,
+    /// How much it thinks, if the job file says it.
+    pub reasoning_effort: Option<ReasoningEffort>,
     /// The seed of every draw.
     pub seed: u64,
     /// How tokens are drawn.
@@ -127,6 +136,9 @@ struct JobFile {
     output: PathBuf,
     title: Option<String>,
     language: Option<String>,
+    date: Option<toml::Value>,
+    thinking: Option<bool>,
+    reasoning_effort: Option<String>,
     #[serde(default)]
     seed: u64,
     #[serde(default)]
@@ -221,10 +233,26 @@ impl Job {
             output: folder.join(file.output),
             title,
             language: file.language,
+            date: file.date.map(|given| date(&given)).transpose().map_err(value)?,
+            thinking: file.thinking,
+            reasoning_effort: file.reasoning_effort.as_deref().map(reasoning_effort).transpose().map_err(value)?,
             seed: file.seed,
             sampling: sampling(file.sampling).map_err(value)?,
             recipe,
         })
+    }
+}
+
+impl Job {
+    /// What the chat template is told, as far as the job file says it.
+    pub fn render_options(&self) -> RenderOptions {
+        let effort = self.reasoning_effort.map(|effort| (ReasoningEffort::VARIABLE.into(), effort.name().into()));
+        RenderOptions {
+            add_generation_prompt: true,
+            enable_thinking: self.thinking,
+            extra: effort.into_iter().collect(),
+            ..RenderOptions::default()
+        }
     }
 }
 
@@ -271,6 +299,17 @@ fn phase(key: &'static str, own: PhaseFile, base: PhaseFile, default_max_tokens:
     let system = own.system.or(base.system);
     let template = PhaseTemplate::new(key, system, prompt).map_err(RecipeError::Template)?;
     Ok(Phase { template, max_tokens })
+}
+
+/// TOML's own date, or the same as a text.
+fn date(given: &toml::Value) -> Result<CivilTime, String> {
+    let text = given.as_str().map_or_else(|| given.to_string(), str::to_owned);
+    let help = "write a day, like 2026-11-23, without quotes or in them";
+    CivilTime::from_iso_date(&text).ok_or_else(|| format!("`date` = {given} is no day of the calendar; {help}"))
+}
+
+fn reasoning_effort(given: &str) -> Result<ReasoningEffort, String> {
+    given.parse().map_err(|known| format!("`reasoning_effort` = {given:?}: {known}"))
 }
 
 fn sampling(file: SamplingFile) -> Result<Sampling, String> {
@@ -365,6 +404,19 @@ mod tests {
     }
 
     #[test]
+    fn a_date_is_a_day_with_quotes_or_without() {
+        let day = CivilTime::from_iso_date("2026-11-23");
+        for text in ["2026-11-23", "'2026-11-23'"] {
+            assert_eq!(parse(&format!("{MINIMAL}date = {text}\n")).unwrap().date, day);
+        }
+        assert_eq!(parse(MINIMAL).unwrap().date, None);
+        for text in ["2026-11-23T10:00:00", "'yesterday'", "'2026-02-30'", "20261123", "10:00:00", "[2026-11-23]"] {
+            let message = parse(&format!("{MINIMAL}date = {text}\n")).unwrap_err();
+            assert!(message.contains("`date`") && message.contains("2026-11-23"), "{message}");
+        }
+    }
+
+    #[test]
     fn values_that_cannot_be_meant_are_refused_by_name() {
         let without = |key: &str| MINIMAL.lines().filter(|line| !line.starts_with(key)).collect::<Vec<_>>().join("\n");
         for (text, part) in [
@@ -377,6 +429,11 @@ mod tests {
             (MINIMAL.replace("'o.md'", "'..'"), "`output`"),
             (MINIMAL.replace("'m'", "''"), "`model`"),
             (format!("{MINIMAL}seed = -1\n"), "line 5"),
+            (format!("{MINIMAL}thinking = 'off'\n"), "line 5"),
+            (
+                format!("{MINIMAL}reasoning_effort = 'hard'\n"),
+                "`reasoning_effort` = \"hard\": known: low, medium, high",
+            ),
             (format!("{MINIMAL}title = \"a\\nb\"\n"), "`title`"),
             (format!("{MINIMAL}[sampling]\ntemperature = nan\n"), "temperature"),
             (format!("{MINIMAL}[sampling]\ntop_p = 0\n"), "top_p"),

@@ -9,6 +9,8 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write as _};
 use std::path::{Path, PathBuf};
 
+use engine_core::whole_file::WholeFile;
+
 use crate::generator::{FinishReason, Sampling};
 use crate::markdown::{defuse, defuse_inline};
 use crate::notes::{Note, Notes};
@@ -186,17 +188,11 @@ pub(crate) fn write(path: &Path, text: &str) -> Result<Written, ReportError> {
     part_name.push(".part");
     let part = folder.join(part_name);
     let put = || {
-        let mut file = File::create(&part)?;
+        let mut file = WholeFile::create_as(part, path.to_owned())?;
         file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&part, path)?;
-        File::open(folder)?.sync_all()
+        file.finish()
     };
-    put().map_err(|source| {
-        // Gone already or not, it is not the report; the error that matters is the first.
-        let _ = fs::remove_file(&part);
-        file_error(path, source)
-    })?;
+    put().map_err(|source| file_error(path, source))?;
     Ok(written)
 }
 

@@ -8,6 +8,8 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use engine_core::text::CivilTime;
+
 use crate::generator::{Abort, Completion, FinishReason, GenerateError, Generator, Prompt, PromptRequest};
 use crate::manifest;
 use crate::notes::{Note, Notes, NotesError};
@@ -47,6 +49,17 @@ pub enum JobError {
         requests: usize,
         /// What is wrong.
         how: &'static str,
+    },
+    /// The job file asks for another date than the one that the job has.
+    #[error(
+        "this job was started with the date {recorded}, and its prompts keep it; `date` = {asked} in the job file is \
+         another one: take it out, or start a new job by giving this one another `output`"
+    )]
+    Date {
+        /// The date in the store.
+        recorded: String,
+        /// The date in the job file.
+        asked: String,
     },
     /// A prompt does not fit and cannot be made shorter.
     #[error(
@@ -148,6 +161,11 @@ pub fn prepare(job: Job, store: Option<&Path>) -> Result<Night, JobError> {
     let report = report::place(&job.output)?;
     let beside = Store::folder_beside(&report);
     let store = Store::open(store.unwrap_or(&beside))?.claim(&report, &job.title)?;
+    if let (Some(recorded), Some(asked)) = (store.date()?, job.date)
+        && recorded != asked
+    {
+        return Err(JobError::Date { recorded: recorded.iso_date(), asked: asked.iso_date() });
+    }
     if !store.has_reported()? {
         report::check_place(&report)?;
     }
@@ -168,6 +186,18 @@ impl Night {
     /// The store, locked for this job.
     pub fn store(&self) -> &JobStore {
         &self.store
+    }
+
+    /// The date that templates of prompts write, all through the job's life: a prompt that changed at midnight would make
+    /// another report after a restart. It is fixed, on the disk, when this is first called: as the job file's `date`, else
+    /// as the day of `now`.
+    pub fn date(&self, now: CivilTime) -> Result<CivilTime, JobError> {
+        let given = self.job.date.unwrap_or(now);
+        if let Some(recorded) = self.store.date()? {
+            return Ok(recorded);
+        }
+        self.store.set_date(given)?;
+        Ok(self.store.date()?.expect("it was just recorded"))
     }
 
     /// Runs the job to its report. Steps that have a record are not run again; a job that is done generates nothing.

@@ -12,7 +12,7 @@
 //! run's plan: which input stands at which position, and in what state. It can be made again from notes and records.
 //!
 //! ```text
-//! job    (id → output, title, state, manifest, report)          one for each report
+//! job    (id → output, title, state, manifest, report, date)    one for each report
 //! step   (job, kind, round, position → input, state, attempt)   the plan of the current run
 //! record (job, input → output, finish_reason, tokens)           append only
 //! ```
@@ -23,6 +23,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use engine_core::text::CivilTime;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, named_params};
 
 use crate::generator::{Completion, FinishReason};
@@ -30,7 +31,7 @@ use crate::generator::{Completion, FinishReason};
 /// `NiMo`, so that `file` and a person can tell whose database it is.
 const APPLICATION_ID: i32 = 0x4e69_4d6f;
 /// Each entry takes the schema from version i to i + 1.
-const MIGRATIONS: [&str; 1] = [include_str!("store/1.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("store/1.sql"), include_str!("store/2.sql")];
 /// Another job's commit takes milliseconds; a disk that takes longer than this is in trouble.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -276,6 +277,30 @@ impl JobStore {
             .ok_or_else(|| StoreError::Foreign { path: self.store.path.clone(), message: message() })
     }
 
+    /// The job's date, once it has one.
+    pub fn date(&self) -> Result<Option<CivilTime>, StoreError> {
+        let job = named_params! { ":job": self.job };
+        let date: Option<String> =
+            self.read(|db| db.query_row("SELECT date FROM job WHERE id = :job", job, |row| row.get(0)))?;
+        let read = |date: String| {
+            let message = || format!("a job has the date {date:?}");
+            CivilTime::from_iso_date(&date)
+                .ok_or_else(|| StoreError::Foreign { path: self.store.path.clone(), message: message() })
+        };
+        date.map(read).transpose()
+    }
+
+    /// Gives the job its date. It keeps the first one that it was given.
+    pub(crate) fn set_date(&self, date: CivilTime) -> Result<(), StoreError> {
+        self.store.change(|db| {
+            db.execute(
+                "UPDATE job SET date = :date WHERE id = :job AND date IS NULL",
+                named_params! { ":job": self.job, ":date": date.iso_date() },
+            )
+        })?;
+        Ok(())
+    }
+
     /// Begins a run under `manifest` (JSON). Returns whether the last run of this job had another one.
     pub(crate) fn begin(&self, manifest: &str) -> Result<bool, StoreError> {
         self.store.change(|db| {
@@ -420,6 +445,10 @@ impl Store {
 
     pub(crate) fn set_version(&self, version: u32) {
         self.connection.pragma_update(None, "user_version", version).unwrap();
+    }
+
+    pub(crate) fn back_to_version_1(&self) {
+        self.connection.execute_batch("ALTER TABLE job DROP COLUMN date; PRAGMA user_version = 1").unwrap();
     }
 
     pub(crate) fn pragma<T: rusqlite::types::FromSql>(&self, name: &str) -> T {

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use engine_core::checkpoint::CheckpointError;
 use engine_core::sampler::SamplingParams;
-use engine_core::session::{Engine, Event, Refused, Request, SequenceId};
+use engine_core::session::{Engine, Event, Refused, Request, SequenceError, SequenceId};
 use engine_core::text::Tokenizer;
 use tokio::sync::{mpsc, oneshot};
 
@@ -61,8 +61,7 @@ impl EngineThread {
         let Started { engine, keep: _keep, read_bandwidth } = start(tokenizer).map_err(EngineEnded::Start)?;
         vitals.set_bandwidth(read_bandwidth);
         vitals.blocks.store(engine.free_blocks(), Relaxed);
-        let mut driver =
-            Driver { engine, listeners: HashMap::new(), tickets: HashMap::new(), events: Vec::new() };
+        let mut driver = Driver { engine, listeners: HashMap::new(), tickets: HashMap::new(), events: Vec::new() };
         // Nobody is told that it is ready before a token came.
         let (sender, mut probed) = oneshot::channel();
         driver.probe(sender).map_err(|refused| EngineEnded::Probe(refused.to_string()))?;
@@ -149,14 +148,13 @@ impl Driver<'_> {
         for event in events.drain(..) {
             match event {
                 Event::Prefill { id, done, total } => self.tell(id, SequenceEvent::Prefill { done, total }),
-                Event::Token { id, text, .. } => self.tell(id, SequenceEvent::Token { text }),
+                Event::Token { id, text, logprobs, .. } => self.tell(id, SequenceEvent::Token { text, logprobs }),
+                Event::Embedded { id, values, .. } => self.end(id, SequenceEvent::Embedded(values)),
                 Event::Finished { id, completion } => {
                     vitals.cached_tokens.fetch_add(completion.cached_tokens, Relaxed);
                     self.end(id, SequenceEvent::Finished(Box::new(completion)));
                 }
-                Event::Failed { id, error } => {
-                    self.end(id, SequenceEvent::Failed(ApiError::engine(error.to_string())));
-                }
+                Event::Failed { id, error } => self.end(id, SequenceEvent::Failed(of_failed(&error))),
             }
         }
         self.events = events;
@@ -197,6 +195,16 @@ impl Driver<'_> {
     }
 }
 
+/// What a request's grammar makes too much to follow is the request's affair; broken numbers are not.
+fn of_failed(error: &SequenceError) -> ApiError {
+    match error {
+        SequenceError::Constraint(_) => ApiError::field("response_format", error.to_string()),
+        SequenceError::Sample(_) | SequenceError::Text(_) | SequenceError::NonFiniteEmbedding { .. } => {
+            ApiError::engine(error.to_string())
+        }
+    }
+}
+
 /// The server checks what it can before it sends a request; the engine has the last word.
 fn of_refused(refused: &Refused) -> ApiError {
     match refused {
@@ -207,6 +215,10 @@ fn of_refused(refused: &Refused) -> ApiError {
         Refused::Sampling(error) => ApiError::field(error.field, error.to_string()),
         Refused::Stop(_) => ApiError::field("stop", refused.to_string()),
         Refused::NoAdapter { .. } | Refused::Adapters(_) => ApiError::field("lora", refused.to_string()),
+        Refused::BiasedToken { .. } => ApiError::field("logit_bias", refused.to_string()),
+        Refused::Logprobs { .. } => ApiError::field("logprobs", refused.to_string()),
+        Refused::ForeignConstraint => ApiError::field("response_format", refused.to_string()),
+        Refused::NotForEmbedding { field } => ApiError::field(*field, refused.to_string()),
         Refused::EmptyPrompt | Refused::Token { .. } => ApiError::field("prompt", refused.to_string()),
     }
 }

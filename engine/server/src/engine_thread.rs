@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc;
 
 use engine_core::adapter::AdapterError;
+use engine_core::sampler::TokenLogprobs;
 use engine_core::session::{Completion, Engine, Request, Slot};
 use engine_core::text::Tokenizer;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc as async_mpsc, oneshot};
@@ -40,19 +41,37 @@ pub type Start = Box<dyn for<'t> FnOnce(&'t Tokenizer) -> Result<Started<'t>, Bo
 #[derive(Debug)]
 pub(crate) enum SequenceEvent {
     Prefill { done: usize, total: usize },
-    Token { text: String },
+    Token { text: String, logprobs: Option<Box<TokenLogprobs>> },
+    Embedded(Vec<f32>),
     Finished(Box<Completion>),
     Failed(ApiError),
 }
 
 pub(crate) enum Command {
-    Submit { ticket: u64, request: Box<Request>, events: async_mpsc::UnboundedSender<SequenceEvent> },
-    Cancel { ticket: u64 },
+    Submit {
+        ticket: u64,
+        request: Box<Request>,
+        events: async_mpsc::UnboundedSender<SequenceEvent>,
+    },
+    Cancel {
+        ticket: u64,
+    },
     /// One token, to see that one comes.
-    Probe { done: oneshot::Sender<()> },
-    LoadAdapter { name: String, path: PathBuf, done: oneshot::Sender<Result<(), AdapterError>> },
-    UnloadAdapter { name: String, done: oneshot::Sender<Result<(), AdapterError>> },
-    Slots { done: oneshot::Sender<Vec<Slot>> },
+    Probe {
+        done: oneshot::Sender<()>,
+    },
+    LoadAdapter {
+        name: String,
+        path: PathBuf,
+        done: oneshot::Sender<Result<(), AdapterError>>,
+    },
+    UnloadAdapter {
+        name: String,
+        done: oneshot::Sender<Result<(), AdapterError>>,
+    },
+    Slots {
+        done: oneshot::Sender<Vec<Slot>>,
+    },
     Stop,
 }
 
@@ -125,8 +144,7 @@ impl EngineHandle {
 
     /// Sends requests off. Their answers come from [`Running::next`].
     pub(crate) fn submit(&self, requests: Vec<Request>, admission: OwnedSemaphorePermit) -> Result<Running, ApiError> {
-        let mut running =
-            Running { sequences: Vec::new(), engine: self.clone(), next: 0, _admission: admission };
+        let mut running = Running { sequences: Vec::new(), engine: self.clone(), next: 0, _admission: admission };
         for request in requests {
             let ticket = self.tickets.fetch_add(1, Relaxed);
             let (sender, events) = async_mpsc::unbounded_channel();
@@ -167,7 +185,8 @@ impl Running {
                 }
                 if let std::task::Poll::Ready(event) = sequence.events.poll_recv(context) {
                     self.next = index + 1;
-                    let event = event.unwrap_or_else(|| SequenceEvent::Failed(ApiError::unavailable("the engine has ended")));
+                    let event =
+                        event.unwrap_or_else(|| SequenceEvent::Failed(ApiError::unavailable("the engine has ended")));
                     sequence.ended = !matches!(event, SequenceEvent::Prefill { .. } | SequenceEvent::Token { .. });
                     return std::task::Poll::Ready(Some((index, event)));
                 }

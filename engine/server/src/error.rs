@@ -60,7 +60,8 @@ impl ApiError {
 
     /// No or a wrong key.
     pub(crate) fn no_key() -> Self {
-        let message = "Invalid API key: send it as `Authorization: Bearer KEY`; the server said at its start where the key is";
+        let message =
+            "Invalid API key: send it as `Authorization: Bearer KEY`; the server said at its start where the key is";
         let error = Self::new(StatusCode::UNAUTHORIZED, "authentication_error", message);
         Self { code: Some("invalid_api_key"), ..error }
     }

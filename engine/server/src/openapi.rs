@@ -59,10 +59,12 @@ body!(
     paths(
         openai::chat::chat_completions,
         openai::completions::completions,
+        openai::embeddings::embeddings,
         openai::models::list,
         openai::models::one,
         ollama::chat::chat,
         ollama::chat::generate,
+        ollama::embed::embed,
         ollama::models::tags,
         ollama::models::show,
         ollama::models::ps,

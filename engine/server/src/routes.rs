@@ -14,10 +14,10 @@ use tower::ServiceExt;
 use crate::error::ApiError;
 use crate::guard::{Guard, allow_origin};
 use crate::listen::Answers;
-use crate::{ollama, openapi};
-use crate::openai::{chat, completions, models};
+use crate::openai::{chat, completions, embeddings, models};
 use crate::operation::{adapters, experts, health, metrics, props, slots, tokens};
 use crate::served::Shared;
+use crate::{ollama, openapi};
 
 /// The guard, and the routes behind it.
 pub(crate) struct Site {
@@ -52,6 +52,9 @@ impl Site {
             .route("/api/version", get(ollama::models::version))
             .route("/api/show", post(ollama::models::show))
             .route("/api/chat", post(ollama::chat::chat))
+            .route("/v1/embeddings", post(embeddings::embeddings))
+            .route("/embeddings", post(embeddings::embeddings))
+            .route("/api/embed", post(ollama::embed::embed))
             .route("/api/generate", post(ollama::chat::generate))
             .route("/openapi.json", get(openapi::openapi))
             .fallback(|| async { ApiError::not_found("There is nothing at this path") })

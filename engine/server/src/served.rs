@@ -1,10 +1,11 @@
 //! What is served, and all that handlers share.
 
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use engine_core::config::ModelConfig;
+use engine_core::constraint::{ConstraintCompiler, ConstraintError};
 use engine_core::sampler::SamplingParams;
 use engine_core::text::{ChatTemplate, RenderOptions, SpeechFormat, Tokenizer};
 use tokio::sync::Semaphore;
@@ -19,6 +20,8 @@ pub struct ServedModel {
     pub names: Vec<String>,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
+    /// Tokens that end a sequence, as the engine has them.
+    pub eos: Vec<u32>,
     /// Its chat template; a base model has none.
     pub template: Option<ChatTemplate>,
     /// Its config, dials turned.
@@ -87,6 +90,8 @@ pub(crate) struct Shared {
     ids: AtomicU64,
     pub(crate) fingerprint: String,
     pub(crate) counters: Counters,
+    /// Made when the first request asks: it reads the whole vocabulary.
+    compiler: OnceLock<Result<ConstraintCompiler, ConstraintError>>,
 }
 
 /// What is counted of requests.
@@ -116,12 +121,19 @@ impl Shared {
             ids: AtomicU64::new(0),
             fingerprint,
             counters: Counters::default(),
+            compiler: OnceLock::new(),
         }
     }
 
     /// An id like `chatcmpl-…`.
     pub(crate) fn new_id(&self, prefix: &str) -> String {
         format!("{prefix}{:016x}{:08x}", self.id_base, self.ids.fetch_add(1, Relaxed))
+    }
+
+    /// What makes constraints for this model.
+    pub(crate) fn compiler(&self) -> Result<&ConstraintCompiler, ConstraintError> {
+        let made = self.compiler.get_or_init(|| ConstraintCompiler::new(&self.model.tokenizer, &self.model.eos));
+        made.as_ref().map_err(Clone::clone)
     }
 
     /// The loaded adapters.

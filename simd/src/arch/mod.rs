@@ -44,6 +44,8 @@ pub(crate) trait Lanes: Copy {
 
     /// Asks for the line that lies `bytes` behind the start of `from`; there need not be one.
     fn prefetch<R: ?Sized>(self, from: &R, bytes: usize);
+    /// As [`prefetch`](Self::prefetch), into the second cache only: for what is needed later than soon.
+    fn prefetch_further<R: ?Sized>(self, from: &R, bytes: usize);
 
     /// Word `j` of line `i` becomes word `i` of line `j`.
     #[inline(always)]

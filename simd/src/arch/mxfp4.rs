@@ -4,33 +4,33 @@
 //! with the BF16 matrix that the blocks stand for, and so are its bits.
 
 use super::Compute;
-use super::step::{self, PREFETCH_BYTES, Step};
+use super::step::{Ahead, Gather};
 use crate::matmul::PANEL;
 
 /// A cache line of a panel, see `matmul::mxfp4`.
 pub(crate) type Line = [u8; 64];
 
 /// Steps of a block of 32 columns.
-pub(crate) const BLOCK_STEPS: usize = step::BLOCK;
+pub(crate) const BLOCK_STEPS: usize = 16;
 /// Lines of weights of a block.
 pub(crate) const BLOCK_LINES: usize = 4;
-const LINE_STEPS: usize = BLOCK_STEPS / BLOCK_LINES;
+pub(crate) const LINE_STEPS: usize = BLOCK_STEPS / BLOCK_LINES;
 /// Blocks that share a line of scales.
 pub(crate) const GROUP_BLOCKS: usize = 4;
 /// Lines of a whole group: one of scales, then its blocks.
 pub(crate) const GROUP_LINES: usize = 1 + GROUP_BLOCKS * BLOCK_LINES;
 
 /// A way to expand 16 pairs of MXFP4 weights to the weights of a step.
-pub(crate) trait Mxfp4Step: Step {
-    /// A line of weights, of which the lowest four bits of every half word are next.
+pub(crate) trait Mxfp4Step: Gather {
+    /// Weights of a step: the lowest four bits of every half word.
     type Nibbles: Copy;
     /// Scales of 16 rows for one block.
     type Scales: Copy;
 
     /// The scales of block `block % 4` of a group.
     fn scales(self, line: &Line, block: usize) -> Self::Scales;
-    fn nibbles(self, line: &Line) -> Self::Nibbles;
-    fn next(self, nibbles: Self::Nibbles) -> Self::Nibbles;
+    /// The steps of a line.
+    fn nibbles(self, line: &Line) -> [Self::Nibbles; LINE_STEPS];
     fn expand(self, nibbles: Self::Nibbles, scales: Self::Scales) -> Self::W;
 }
 
@@ -57,9 +57,10 @@ impl<T: Mxfp4Step, const P: usize, const S: usize> Compute for Mxfp4Tile<'_, T, 
         for block in 0..x_blocks[0].len() {
             let scales_at = block / GROUP_BLOCKS * GROUP_LINES;
             let lines_at = scales_at + 1 + block % GROUP_BLOCKS * BLOCK_LINES;
-            if const { S * 2 <= T::STREAMS } {
+            let ahead = Ahead::new(size_of_val(&w[0][lines_at..]), (P - 1) * size_of_val(w[0]));
+            if const { S * 2 <= T::STREAMS } && block % GROUP_BLOCKS == 0 {
                 for w in w {
-                    step.prefetch(&w[scales_at], PREFETCH_BYTES);
+                    step.ask(&w[scales_at], ahead);
                 }
             }
             let mut scales = [step.scales(&w[0][scales_at], block); P];
@@ -77,30 +78,24 @@ impl<T: Mxfp4Step, const P: usize, const S: usize> Compute for Mxfp4Tile<'_, T, 
             for l in 0..BLOCK_LINES {
                 if const { S * 2 <= T::STREAMS } {
                     for lines in lines {
-                        step.prefetch(&lines[l], PREFETCH_BYTES);
+                        step.ask(&lines[l], ahead);
                     }
                 }
                 let mut nibbles = [step.nibbles(&lines[0][l]); P];
                 for p in 1..P {
                     nibbles[p] = step.nibbles(&lines[p][l]);
                 }
-                for j in (0..LINE_STEPS).step_by(2) {
-                    let mut weights = [[step.expand(nibbles[0], scales[0]); 2]; P];
-                    for p in 0..P {
-                        let second = step.next(nibbles[p]);
-                        weights[p] = [step.expand(nibbles[p], scales[p]), step.expand(second, scales[p])];
-                        nibbles[p] = step.next(second);
+                for j in 0..LINE_STEPS {
+                    let mut weights = [step.expand(nibbles[0][j], scales[0]); P];
+                    for p in 1..P {
+                        weights[p] = step.expand(nibbles[p][j], scales[p]);
                     }
                     for s in 0..S {
-                        let at = l * LINE_STEPS + j;
                         for p in 0..P {
-                            sums[s][p] = step.step_twice(weights[p], [&x[s][at], &x[s][at + 1]], sums[s][p]);
+                            sums[s][p] = step.step(weights[p], &x[s][l * LINE_STEPS + j], sums[s][p]);
                         }
                     }
                 }
-            }
-            for sums in sums.as_flattened_mut() {
-                *sums = step.end_block(*sums);
             }
         }
         let mut out = [[[0.0; PANEL]; P]; S];

@@ -82,4 +82,7 @@ impl Lanes for Scalar {
 
     #[inline(always)]
     fn prefetch<R: ?Sized>(self, _: &R, _: usize) {}
+
+    #[inline(always)]
+    fn prefetch_further<R: ?Sized>(self, _: &R, _: usize) {}
 }

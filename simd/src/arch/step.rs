@@ -6,9 +6,6 @@ use bytemuck::Pod;
 
 use super::{Compute, Lanes};
 
-/// Steps of a block, see [`Step::end_block`].
-pub(crate) const BLOCK: usize = 16;
-
 /// A way to add products to 16 running sums.
 pub(crate) trait Step: Copy {
     /// Weights of one step as they are stored, for 16 lanes.
@@ -29,19 +26,11 @@ pub(crate) trait Step: Copy {
     fn weights(self, raw: &Self::Raw) -> Self::W;
     /// The activations come by reference, so that they are broadcast straight from memory.
     fn step(self, w: Self::W, x: &Self::X, sums: Self::Sums) -> Self::Sums;
-    /// Two steps, one after the other.
-    #[inline(always)]
-    fn step_twice(self, w: [Self::W; 2], x: [&Self::X; 2], sums: Self::Sums) -> Self::Sums {
-        self.step(w[1], x[1], self.step(w[0], x[0], sums))
-    }
-    /// Called after every [`BLOCK`] steps, counted from the first: where products are added up apart from the sum.
-    #[inline(always)]
-    fn end_block(self, sums: Self::Sums) -> Self::Sums {
-        sums
-    }
     fn to_array(self, sums: Self::Sums) -> [f32; 16];
     /// Asks for the line that lies `bytes` behind the start of `from`; there need not be one.
     fn prefetch<R: ?Sized>(self, from: &R, bytes: usize);
+    /// As [`prefetch`](Self::prefetch), into the second cache only: for what is needed later than soon.
+    fn prefetch_further<R: ?Sized>(self, from: &R, bytes: usize);
 }
 
 /// Steps that take one weight per lane: weights are loaded, sums can be resumed.
@@ -59,10 +48,34 @@ pub(crate) trait Gather: Step<Raw = [u16; 32]> {
     /// If they end behind `rows`.
     fn turn(self, rows: &[u8], row_bytes: usize, at: usize) -> [Self::W; 16];
     /// The four lines of two blocks of the 12-bit form, see [`packed`](crate::matmul::packed), without their patches.
-    fn unpack(self, group: &[[u8; 64]; 3], bases: &[u8; 2]) -> [Self::W; 4];
+    fn unpack(self, group: &[[u8; 64]; 3], bases: &[u32; 2]) -> [Self::W; 4];
+    /// Each base in all four bytes of a word, which takes a load to spread over a register, and a byte takes more.
+    fn spread(self, bases: &[u8; 64]) -> [u32; 64];
     fn line(self, line: Self::W) -> [u16; 32];
     /// Bit `i` is the highest bit of byte `i`.
     fn sign_bits(self, bytes: &[u8; 64]) -> u64;
+    /// Asks for what is to come when `line` is in use.
+    fn ask(self, line: &[u8; 64], ahead: Ahead);
+}
+
+/// How far ahead of themselves weights are asked for that take work to put together: into the second cache while many
+/// lines can still be under way, which the first has no places for, and then into the first.
+///
+/// Panels of a tile are read side by side, so behind the end of one does not lie what is read next.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    pub(crate) near: usize,
+    pub(crate) far: usize,
+}
+
+impl Ahead {
+    /// For a line with `left` bytes of its panel from it on, where what is read next lies `next` bytes behind the panel.
+    #[inline(always)]
+    pub(crate) fn new(left: usize, next: usize) -> Self {
+        const NEAR: usize = 1024;
+        const FAR: usize = 2048;
+        Self { near: if NEAR < left { NEAR } else { NEAR + next }, far: if FAR < left { FAR } else { FAR + next } }
+    }
 }
 
 /// BF16 weights in pairs: `k` even, then `k` odd.
@@ -117,6 +130,11 @@ impl<L: Lanes> Step for Bf16Pairs<L> {
     fn prefetch<R: ?Sized>(self, from: &R, bytes: usize) {
         self.0.prefetch(from, bytes);
     }
+
+    #[inline(always)]
+    fn prefetch_further<R: ?Sized>(self, from: &R, bytes: usize) {
+        self.0.prefetch_further(from, bytes);
+    }
 }
 
 macro_rules! single {
@@ -158,6 +176,11 @@ macro_rules! single {
             #[inline(always)]
             fn prefetch<R: ?Sized>(self, from: &R, bytes: usize) {
                 self.0.prefetch(from, bytes);
+            }
+
+            #[inline(always)]
+            fn prefetch_further<R: ?Sized>(self, from: &R, bytes: usize) {
+                self.0.prefetch_further(from, bytes);
             }
         }
 

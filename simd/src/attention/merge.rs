@@ -3,6 +3,8 @@
 //! A fold needs no more memory for a hundred runs than for one, and whoever computed the parts, folding them in order
 //! gives the same bits. The state has the form of a part: maximum, sum and accumulators, `[head_dim + 2]` a row.
 
+use crate::Isa;
+use crate::arch::Compute;
 use crate::elementwise::exp;
 
 /// Sets states of rows to "nothing seen": maximum -∞, sum and accumulators 0.
@@ -34,18 +36,34 @@ pub fn begin_with_sinks(states: &mut [f32], head_dim: usize, sinks: &[f32]) {
 ///
 /// # Panics
 /// If there are not as many states as parts.
-pub fn fold_run(states: &mut [f32], parts: &[f32], head_dim: usize) {
+pub fn fold_run(isa: Isa, states: &mut [f32], parts: &[f32], head_dim: usize) {
     assert_eq!(states.len(), parts.len(), "a state for each part");
-    for (state, part) in states.chunks_exact_mut(head_dim + 2).zip(parts.chunks_exact(head_dim + 2)) {
-        if part[0] == f32::NEG_INFINITY {
-            continue; // nothing of this run is visible to the row
-        }
-        // `f32::max` would drop a NaN.
-        let max = if part[0] > state[0] || part[0].is_nan() { part[0] } else { state[0] };
-        let (old, new) = (exp(state[0] - max), exp(part[0] - max));
-        state[0] = max;
-        for (state, part) in state[1..].iter_mut().zip(&part[1..]) {
-            *state = *state * old + *part * new;
+    isa.compute(Fold { states, parts, head_dim });
+}
+
+struct Fold<'a> {
+    states: &'a mut [f32],
+    parts: &'a [f32],
+    head_dim: usize,
+}
+
+impl Compute for Fold<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn compute(self) {
+        let Self { states, parts, head_dim } = self;
+        for (state, part) in states.chunks_exact_mut(head_dim + 2).zip(parts.chunks_exact(head_dim + 2)) {
+            if part[0] == f32::NEG_INFINITY {
+                continue; // nothing of this run is visible to the row
+            }
+            // `f32::max` would drop a NaN.
+            let max = if part[0] > state[0] || part[0].is_nan() { part[0] } else { state[0] };
+            let (old, new) = (exp(state[0] - max), exp(part[0] - max));
+            state[0] = max;
+            for (state, part) in state[1..].iter_mut().zip(&part[1..]) {
+                *state = *state * old + *part * new;
+            }
         }
     }
 }

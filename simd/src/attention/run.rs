@@ -7,7 +7,7 @@ use bytemuck::cast_slice;
 
 use super::{KV_BLOCK, KV_RUN, block_bytes};
 use crate::arch::Compute;
-use crate::arch::step::{self, Single, Tile};
+use crate::arch::step::{self, Single, Step};
 use crate::elementwise::{exp, sum_of_lanes};
 use crate::isa::with_lanes;
 use crate::matmul::PANEL;
@@ -39,6 +39,9 @@ impl AttendScratch {
 /// is visible it is -∞, 0 and zeros. A visible score that is not finite makes maximum and sum NaN; a visible value that
 /// is not finite makes its accumulators so.
 ///
+/// `next` are the blocks of the run that the same thread attends to afterwards, as far as it knows: while this run is
+/// computed, the first of them are asked for. They change no bits.
+///
 /// The bits of a part depend on its row of `query`, the positions visible to it and the ISA: not on the other rows, nor
 /// on what positions hold that it does not see.
 ///
@@ -52,6 +55,7 @@ pub fn attend_run(
     scale: f32,
     dtype: Dtype,
     blocks: &[&[u8]],
+    next: &[&[u8]],
     visible: &[Range<usize>],
     scratch: &mut AttendScratch,
     parts: &mut [f32],
@@ -65,7 +69,7 @@ pub fn attend_run(
     let end = blocks.len() * KV_BLOCK;
     assert!(visible.iter().all(|seen| seen.is_empty() || seen.end <= end), "a row sees beyond {end} positions");
     assert!(rows <= scratch.scores.len(), "{rows} rows in scratch for {}", scratch.scores.len());
-    let run = Run { head_dim, blocks, visible, scores: &mut scratch.scores[..rows] };
+    let run = Run { head_dim, blocks, next, visible, scores: &mut scratch.scores[..rows] };
     with_lanes!(isa, lanes => match dtype {
         Dtype::Bf16 => run.attend(isa, step::Bf16(lanes), query, scale, parts),
         Dtype::F16 => run.attend(isa, step::F16(lanes), query, scale, parts),
@@ -76,6 +80,7 @@ pub fn attend_run(
 struct Run<'a> {
     head_dim: usize,
     blocks: &'a [&'a [u8]],
+    next: &'a [&'a [u8]],
     visible: &'a [Range<usize>],
     scores: &'a mut [[f32; KV_RUN]],
 }
@@ -117,17 +122,21 @@ impl Run<'_> {
         }
     }
 
-    /// Where what is read after the keys (`half` 0) or the values (1) of `block` begins, counted from where these begin:
-    /// the next block's, or after the last keys the first values. Blocks lie apart, so that the machine's own prefetching
-    /// ends with each. 0 if nothing follows.
-    fn next_of(&self, block: usize, half: usize) -> usize {
-        let half_of = |block: &[u8], half: usize| block.as_ptr().addr() + half * block.len() / 2;
-        let next = match (self.blocks.get(block + 1), half) {
-            (Some(next), half) => half_of(next, half),
-            (None, 0) => half_of(self.blocks[0], 1),
-            (None, _) => return 0,
+    /// A half of a block, numbered in the order in which they are read: keys of all blocks, their values, and keys of the
+    /// blocks that come next. Empty if it is not known.
+    fn half(&self, index: usize) -> &[u8] {
+        let blocks = self.blocks.len();
+        let half_of = |block: &&'_ [u8], half: usize| half * block.len() / 2..(half + 1) * block.len() / 2;
+        let (block, half) = match index / blocks {
+            half @ (0 | 1) => (self.blocks.get(index % blocks), half),
+            _ => (self.next.get(index - 2 * blocks), 0),
         };
-        next.wrapping_sub(half_of(self.blocks[block], half))
+        block.map_or(&[], |block| &block[half_of(block, half)])
+    }
+
+    /// What to ask for while tiles of rows, from `first` on, pass over a half: once, by the first of them.
+    fn ahead_of(&self, half: usize, first: usize) -> Ahead<'_> {
+        Ahead(if first == 0 { self.half(half + HALVES_AHEAD) } else { &[] })
     }
 
     /// Positions of `block` that a row sees, counted from the start of the block.
@@ -160,7 +169,6 @@ impl Run<'_> {
         let head_dim = self.head_dim;
         let keys: &[T::Raw] = &cast_slice(self.blocks[block])[..KV_BLOCK / PANEL * head_dim];
         let x: [&[f32]; S] = array::from_fn(|s| &query[(first + s) * head_dim..][..head_dim]);
-        let ahead = if first == 0 { self.next_of(block, 0) } else { 0 };
         for (i, keys) in keys.chunks_exact(P * head_dim).enumerate() {
             let positions = i * P * PANEL..(i + 1) * P * PANEL;
             let some_row_sees = (first..first + S).any(|row| {
@@ -171,7 +179,8 @@ impl Run<'_> {
                 continue;
             }
             let w = array::from_fn(|p| &keys[p * head_dim..][..head_dim]);
-            let tile = step.vectorize(Tile::<T, P, S> { step, w, x, ahead });
+            let (ahead, done) = (self.ahead_of(block, first), size_of_val(keys) * i);
+            let tile = step.vectorize(Scores::<T, P, S> { step, w, x, ahead, done });
             for (scores, sums) in self.scores[first..].iter_mut().zip(tile) {
                 let scores = &mut scores[block * KV_BLOCK..][positions.clone()];
                 for (score, sum) in scores.iter_mut().zip(sums.as_flattened()) {
@@ -226,7 +235,7 @@ impl Run<'_> {
         let weights = array::from_fn(|s| &self.scores[first + s][from..][..positions.len()]);
         let mut parts = parts.chunks_exact_mut(head_dim + 2);
         let out = array::from_fn(|_| parts.next().map_or(&mut [][..], |part| &mut part[2..]));
-        let ahead = if first == 0 { self.next_of(block, 1) } else { 0 };
+        let ahead = self.ahead_of(self.blocks.len() + block, first);
         step.vectorize(WeightedValues::<T, S> { step, head_dim, values, weights, out, ahead });
     }
 }
@@ -281,6 +290,82 @@ impl Compute for Probabilities<'_> {
     }
 }
 
+/// How many halves of blocks lie between what is used and what is asked for.
+const HALVES_AHEAD: usize = 2;
+
+/// What is asked for, into the second cache, while a half of a block is in use: a half that is read later, line for line.
+///
+/// Blocks lie apart, so that the machine's own prefetching ends with each. It follows what is asked for here, within a page
+/// and some lines ahead: so the half is asked for as four streams side by side, which it follows further than one. Asked
+/// for into the first cache, lines would wait in the few buffers between the caches that loads need too.
+#[derive(Clone, Copy)]
+struct Ahead<'a>(&'a [u8]);
+
+impl Ahead<'_> {
+    /// Asks for as many `bytes`, behind the first `done`, as are used: a line of each stream, when so many have been used.
+    #[inline(always)]
+    fn ask<T: Step>(self, step: T, done: usize, bytes: usize) {
+        const LINE: usize = 64;
+        const STREAMS: usize = 4;
+        if self.0.is_empty() || !done.is_multiple_of(STREAMS * LINE) {
+            return;
+        }
+        for lines in 0..bytes.div_ceil(STREAMS * LINE) {
+            for stream in 0..STREAMS {
+                step.prefetch_further(self.0, self.0.len() / STREAMS * stream + done / STREAMS + lines * LINE);
+            }
+        }
+    }
+}
+
+/// Sums over the head dimension: `P` panels of keys for `S` rows.
+struct Scores<'a, T: Single, const P: usize, const S: usize> {
+    step: T,
+    w: [&'a [T::Raw]; P],
+    x: [&'a [f32]; S],
+    ahead: Ahead<'a>,
+    /// Bytes of the keys of this block that lie before these.
+    done: usize,
+}
+
+impl<T: Single, const P: usize, const S: usize> Compute for Scores<'_, T, P, S> {
+    type Output = [[[f32; 16]; P]; S];
+
+    #[inline(always)]
+    fn compute(self) -> Self::Output {
+        let Self { step, mut w, mut x, ahead, done } = self;
+        // One length for all slices, so that the loop needs no checks.
+        let steps = w[0].len();
+        for w in &mut w {
+            *w = &w[..steps];
+        }
+        for x in &mut x {
+            *x = &x[..steps];
+        }
+        let mut sums = [[step.zero(); P]; S];
+        for k in 0..steps {
+            let bytes = size_of::<T::Raw>() * P;
+            ahead.ask(step, done + k * bytes, bytes);
+            let mut weights = [step.weights(&w[0][k]); P];
+            for p in 1..P {
+                weights[p] = step.weights(&w[p][k]);
+            }
+            for s in 0..S {
+                for p in 0..P {
+                    sums[s][p] = step.step(weights[p], &x[s][k], sums[s][p]);
+                }
+            }
+        }
+        let mut out = [[[0.0; 16]; P]; S];
+        for s in 0..S {
+            for p in 0..P {
+                out[s][p] = step.to_array(sums[s][p]);
+            }
+        }
+        out
+    }
+}
+
 /// `out[row][d] += weights[row][j] * values[j][d]` with `j` in order, for `S` rows.
 struct WeightedValues<'a, T: Single, const S: usize> {
     step: T,
@@ -288,8 +373,7 @@ struct WeightedValues<'a, T: Single, const S: usize> {
     values: &'a [T::Element],
     weights: [&'a [f32]; S],
     out: [&'a mut [f32]; S],
-    /// As that of a [`Tile`].
-    ahead: usize,
+    ahead: Ahead<'a>,
 }
 
 impl<T: Single, const S: usize> Compute for WeightedValues<'_, T, S> {
@@ -333,6 +417,7 @@ impl<T: Single, const S: usize> WeightedValues<'_, T, S> {
     fn columns<const P: usize>(&mut self, d: usize) {
         let Self { step, head_dim, values, weights, out, ahead } = self;
         let positions = weights[0].len();
+        let done = size_of::<T::Element>() * positions * d;
         for weights in &mut *weights {
             *weights = &weights[..positions];
         }
@@ -345,11 +430,7 @@ impl<T: Single, const S: usize> WeightedValues<'_, T, S> {
         }
         for (j, value) in values.chunks_exact(*head_dim).enumerate().take(positions) {
             let (chunks, _) = value[d..][..P * 16].as_chunks::<16>();
-            if *ahead != 0 {
-                for chunk in chunks {
-                    step.prefetch(chunk, *ahead);
-                }
-            }
+            ahead.ask(*step, done + j * size_of_val(chunks), size_of::<[T::Element; 16]>() * P);
             let mut v = [step.weights(&chunks[0]); P];
             for p in 1..P {
                 v[p] = step.weights(&chunks[p]);

@@ -55,7 +55,9 @@ impl Cache {
         let blocks = blocks.chunks(KV_RUN / KV_BLOCK).nth(run).unwrap();
         let mut scratch = AttendScratch::with_capacity(visible.len());
         let mut parts = vec![f32::NAN; visible.len() * (self.head_dim + 2)];
-        attend_run(isa, query, self.head_dim, scale, self.dtype, blocks, visible, &mut scratch, &mut parts);
+        let next = self.blocks();
+        let next = next.chunks(KV_RUN / KV_BLOCK).nth(run + 1).unwrap_or(&[]);
+        attend_run(isa, query, self.head_dim, scale, self.dtype, blocks, next, visible, &mut scratch, &mut parts);
         parts
     }
 
@@ -72,7 +74,7 @@ impl Cache {
         let mut out = vec![f32::NAN; query.len()];
         for (row, out) in out.chunks_mut(self.head_dim).enumerate() {
             let width = self.head_dim + 2;
-            merge_runs(parts.iter().map(|parts| &parts[row * width..][..width]), out);
+            merge_runs(isa, parts.iter().map(|parts| &parts[row * width..][..width]), out);
         }
         out
     }
@@ -118,7 +120,7 @@ fn a_sink_is_one_more_score_without_a_value() {
         for run in 0..3 {
             let clip = |x: usize| x.clamp(run * KV_RUN, (run + 1) * KV_RUN) - run * KV_RUN;
             let visible: Vec<_> = visible.iter().map(|seen| clip(seen.start)..clip(seen.end)).collect();
-            fold_run(&mut states, &cache.run(isa, &query, scale, run, &visible), head_dim);
+            fold_run(isa, &mut states, &cache.run(isa, &query, scale, run, &visible), head_dim);
         }
         let mut out = vec![f32::NAN; query.len()];
         finish(&states, head_dim, &mut out);
@@ -130,11 +132,11 @@ fn a_sink_is_one_more_score_without_a_value() {
 }
 
 /// Folds the parts of one row, in run order.
-fn merge_runs<'a>(parts: impl Iterator<Item = &'a [f32]>, out: &mut [f32]) {
+fn merge_runs<'a>(isa: Isa, parts: impl Iterator<Item = &'a [f32]>, out: &mut [f32]) {
     let mut state = vec![f32::NAN; out.len() + 2];
     begin(&mut state, out.len());
     for part in parts {
-        fold_run(&mut state, part, out.len());
+        fold_run(isa, &mut state, part, out.len());
     }
     finish(&state, out.len(), out);
 }
@@ -326,7 +328,7 @@ fn merging_never_turns_what_is_not_finite_into_a_number() {
     let empty: &[f32] = &[f32::NEG_INFINITY, 0.0, 0.0, 0.0];
     let merge = |parts: &[&[f32]]| {
         let mut out = [0.0; 2];
-        merge_runs(parts.iter().copied(), &mut out);
+        merge_runs(Isa::detect(), parts.iter().copied(), &mut out);
         out
     };
     assert_eq!(merge(&[good]), [1.5, 2.0]);
@@ -353,7 +355,7 @@ fn merging_never_turns_what_is_not_finite_into_a_number() {
 fn a_sink_is_a_part_of_its_own() {
     let part = [1.0, 2.0, 3.0, 4.0];
     let mut out = [0.0; 2];
-    merge_runs([&part[..], &[0.5, 1.0, 0.0, 0.0]].into_iter(), &mut out);
+    merge_runs(Isa::detect(), [&part[..], &[0.5, 1.0, 0.0, 0.0]].into_iter(), &mut out);
     let sum = 2.0 + (-0.5_f64).exp();
     for (out, want) in out.iter().zip([3.0 / sum, 4.0 / sum]) {
         assert!((f64::from(*out) - want).abs() <= 4.0 * U * want, "got {out}, want {want}");

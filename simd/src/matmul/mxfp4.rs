@@ -16,14 +16,19 @@
 
 use std::ops::RangeInclusive;
 
-use bytemuck::cast_slice_mut;
+use bytemuck::{cast_mut, cast_slice_mut};
 
 use super::matrix::{Layout, PANEL};
 use super::rows::Rows;
 use super::{Call, streams_of, write_tile};
+#[cfg(target_arch = "x86_64")]
+use crate::Avx512;
 use crate::Isa;
 use crate::arch::mxfp4::{BLOCK_LINES, BLOCK_STEPS, GROUP_BLOCKS, GROUP_LINES, Line, Mxfp4Step, Mxfp4Tile};
-use crate::arch::step::{Gather, PREFETCH_BYTES};
+#[cfg(target_arch = "x86_64")]
+use crate::arch::step::{Ahead, Gather as _};
+#[cfg(target_arch = "x86_64")]
+use crate::arch::x86_64::{Lay, Lines};
 use crate::arch::{Compute, Lanes};
 use crate::isa::with_lanes;
 
@@ -256,58 +261,43 @@ fn rows<T: Mxfp4Step, const P: usize>(step: T, panels: &[u8], x: &Rows, select: 
     tile!(1 2 3 4 5 6 7 8);
 }
 
-/// Groups of a panel that are still to be laid into lines of BF16.
+/// What is still to be laid of a panel.
 #[cfg(target_arch = "x86_64")]
-pub(super) struct BlocksToLay<'a>(&'a [Line]);
+pub(super) struct BlocksToLay<'a> {
+    panel: &'a [Line],
+    /// Blocks that are laid already.
+    laid: usize,
+    /// How far behind the panel's end that lies which will be laid after it.
+    next: usize,
+}
 
 #[cfg(target_arch = "x86_64")]
 impl<'a> BlocksToLay<'a> {
-    pub(super) fn new(panel: &'a [u8]) -> Self {
-        Self(panel.as_chunks().0)
-    }
-}
-
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-struct LayGroups<'a, T> {
-    step: T,
-    groups: &'a [Line],
-    out: &'a mut [[[u16; 2 * PANEL]; BLOCK_STEPS]],
-}
-
-impl<T: Mxfp4Step + Gather> Compute for LayGroups<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn compute(self) {
-        let Self { step, groups, out } = self;
-        for (group, out) in groups.chunks(GROUP_LINES).zip(out.chunks_mut(GROUP_BLOCKS)) {
-            let Some((scales_of_group, lines)) = group.split_first() else { continue };
-            step.prefetch(scales_of_group, PREFETCH_BYTES);
-            for ((block, lines), out) in lines.as_chunks::<BLOCK_LINES>().0.iter().enumerate().zip(out) {
-                let scales = step.scales(scales_of_group, block);
-                for (line, out) in lines.iter().zip(out.chunks_exact_mut(BLOCK_STEPS / BLOCK_LINES)) {
-                    step.prefetch(line, PREFETCH_BYTES);
-                    let mut nibbles = step.nibbles(line);
-                    for out in out {
-                        *out = step.line(step.expand(nibbles, scales));
-                        nibbles = step.next(nibbles);
-                    }
-                }
-            }
-        }
+    /// What will be laid after the panel lies `next` bytes behind its end.
+    pub(super) fn new(panel: &'a [u8], next: usize) -> Self {
+        Self { panel: panel.as_chunks().0, laid: 0, next }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-impl super::tiles::Lay for BlocksToLay<'_> {
-    fn lay(&mut self, avx512: crate::Avx512, out: &mut [[u16; 2 * PANEL]; super::tiles::PIECE]) -> usize {
-        use crate::arch::step::Step as _;
-
-        let blocks = super::tiles::PIECE / BLOCK_STEPS;
-        let (groups, later) = self.0.split_at(self.0.len().min(blocks / GROUP_BLOCKS * GROUP_LINES));
-        self.0 = later;
-        avx512.vectorize(LayGroups { step: avx512, groups, out: cast_slice_mut(out) });
-        (groups.len() - groups.len().div_ceil(GROUP_LINES)) / BLOCK_LINES * BLOCK_STEPS
+impl Lay for BlocksToLay<'_> {
+    #[inline(always)]
+    fn lay(&mut self, avx512: Avx512, out: &mut Lines) {
+        let scales_at = self.laid / GROUP_BLOCKS * GROUP_LINES;
+        let lines_at = scales_at + 1 + self.laid % GROUP_BLOCKS * BLOCK_LINES;
+        let ahead = Ahead::new(size_of_val(&self.panel[lines_at..]), self.next);
+        if self.laid.is_multiple_of(GROUP_BLOCKS) {
+            avx512.ask(&self.panel[scales_at], ahead);
+        }
+        let scales = avx512.scales(&self.panel[scales_at], self.laid);
+        let out: &mut [[[u16; 2 * PANEL]; BLOCK_STEPS / BLOCK_LINES]; BLOCK_LINES] = cast_mut(&mut out.0);
+        for (line, out) in self.panel[lines_at..][..BLOCK_LINES].iter().zip(out) {
+            avx512.ask(line, ahead);
+            for (out, nibbles) in out.iter_mut().zip(avx512.nibbles(line)) {
+                *out = avx512.line(avx512.expand(nibbles, scales));
+            }
+        }
+        self.laid += 1;
     }
 }
 

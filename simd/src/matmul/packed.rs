@@ -29,11 +29,13 @@ use std::ops::Range;
 use bytemuck::{cast_slice, cast_slice_mut};
 
 use super::PANEL;
+#[cfg(target_arch = "x86_64")]
+use crate::Avx512;
 use crate::Isa;
 use crate::arch::Compute;
+use crate::arch::step::{Ahead, Gather};
 #[cfg(target_arch = "x86_64")]
-use crate::arch::step::Step as _;
-use crate::arch::step::{BLOCK as BLOCK_STEPS, Gather, PREFETCH_BYTES};
+use crate::arch::x86_64::{Lay, Lines};
 
 /// Columns that share a line of bases.
 const SPAN_COLS: usize = 256;
@@ -307,6 +309,11 @@ impl<'a> Packed<'a> {
         Ok(Self { panels: panels_bytes, panel_bytes, cols, index })
     }
 
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // asked for by tiles
+    pub(super) fn bytes_of_panel(&self) -> usize {
+        self.panel_bytes
+    }
+
     pub(super) fn panel(&self, panel: usize) -> PackedPanel<'a> {
         PackedPanel {
             bytes: &self.panels[panel * self.panel_bytes..][..self.panel_bytes],
@@ -352,61 +359,94 @@ impl PackedPanel<'_> {
 
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // no other ISA unpacks in registers
     fn expand_in_registers<T: Gather>(self, gather: T, out: &mut [[[u16; 32]; 4]]) {
-        let mut spans = PackedSpans(self);
-        for out in out.chunks_mut(SPAN_COLS / GROUP_COLS) {
-            gather.vectorize(LaySpan { gather, spans: &mut spans, out });
+        gather.vectorize(ExpandInRegisters { gather, panel: PanelToLay::new(self, 0), out });
+    }
+}
+
+struct ExpandInRegisters<'a, 'o, T> {
+    gather: T,
+    panel: PanelToLay<'a>,
+    out: &'o mut [[[u16; 32]; 4]],
+}
+
+impl<T: Gather> Compute for ExpandInRegisters<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn compute(self) {
+        let Self { gather, mut panel, out } = self;
+        for out in out.chunks_mut(GROUPS_OF_TILE) {
+            panel.lay_groups(gather, out);
         }
     }
 }
 
-/// The spans of a panel that are still to be laid into plain lines.
-pub(super) struct PackedSpans<'a>(PackedPanel<'a>);
+/// Groups whose lines are a tile.
+const GROUPS_OF_TILE: usize = 4;
 
-impl<'a> PackedSpans<'a> {
-    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // asked for by tiles
-    pub(super) fn new(panel: PackedPanel<'a>) -> Self {
-        Self(panel)
+/// What is still to be laid of a panel.
+pub(super) struct PanelToLay<'a> {
+    /// Of the span under way.
+    groups: &'a [Group],
+    bases: [u32; LINE_BYTES],
+    /// Bit `i`: block `i` of the span has patches.
+    asking: u64,
+    /// Groups of the span that are laid already.
+    laid: usize,
+    /// The spans behind it.
+    rest: &'a [u8],
+    patches: &'a [u32],
+    /// How far behind the panel's end that lies which will be laid after it.
+    next: usize,
+}
+
+impl<'a> PanelToLay<'a> {
+    /// What will be laid after the panel lies `next` bytes behind its end.
+    pub(super) fn new(panel: PackedPanel<'a>, next: usize) -> Self {
+        let PackedPanel { bytes, patches } = panel;
+        Self { groups: &[], bases: [0; LINE_BYTES], asking: 0, laid: 0, rest: bytes, patches, next }
     }
-}
 
-/// Lays one span.
-struct LaySpan<'s, 'a, T> {
-    gather: T,
-    spans: &'s mut PackedSpans<'a>,
-    out: &'s mut [[[u16; 32]; 4]],
-}
-
-impl<T: Gather> Compute for LaySpan<'_, '_, T> {
-    /// Groups.
-    type Output = usize;
-
+    /// Lays the next groups, as many as `out` has or are left.
     #[inline(always)]
-    fn compute(self) -> usize {
-        let Self { gather, spans: PackedSpans(panel), out } = self;
-        let Some((bases, groups)) = spans(panel.bytes).next() else { return 0 };
-        gather.prefetch(bases, PREFETCH_BYTES);
-        for ((bases, group), out) in bases.as_chunks().0.iter().zip(groups).zip(out) {
+    fn lay_groups<T: Gather>(&mut self, gather: T, out: &mut [[[u16; 32]; 4]]) {
+        const { assert!((SPAN_COLS / GROUP_COLS).is_multiple_of(GROUPS_OF_TILE)) };
+        if self.laid == self.groups.len() {
+            let Some((bases, groups)) = spans(self.rest).next() else { return };
+            gather.ask(bases, Ahead::new(self.rest.len(), self.next));
+            (self.bases, self.asking) = (gather.spread(bases), gather.sign_bits(bases));
+            (self.groups, self.laid) = (groups, 0);
+            self.rest = &self.rest[LINE_BYTES + size_of_val(groups)..];
+        }
+        let groups = &self.groups[self.laid..];
+        let bases = &self.bases.as_chunks::<2>().0[self.laid..];
+        let ahead = Ahead::new(size_of_val(groups) + self.rest.len(), self.next);
+        let mut count = 0;
+        for ((group, bases), out) in groups.iter().zip(bases).zip(&mut *out) {
             for line in group {
-                gather.prefetch(line, PREFETCH_BYTES);
+                gather.ask(line, ahead);
             }
             // An array's `map` would not be compiled for the ISA.
             for (out, line) in out.iter_mut().zip(gather.unpack(group, bases)) {
                 *out = gather.line(line);
             }
-            if (bases[0] | bases[1]) & HAS_PATCHES != 0 {
-                panel.patches = patch(*bases, panel.patches, out);
+            count += 1;
+        }
+        if self.asking >> (2 * self.laid) & ((1 << (2 * GROUPS_OF_TILE)) - 1) != 0 {
+            for (bases, out) in bases.iter().zip(out).take(count) {
+                self.patches = patch(bases.map(|base| base as u8), self.patches, out);
             }
         }
-        panel.bytes = &panel.bytes[LINE_BYTES + groups.len() * GROUP_BYTES..];
-        groups.len()
+        self.laid += count;
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-impl super::tiles::Lay for PackedSpans<'_> {
-    fn lay(&mut self, avx512: crate::Avx512, out: &mut [[u16; 32]; super::tiles::PIECE]) -> usize {
-        const { assert!(super::tiles::PIECE == SPAN_COLS / 2) };
-        4 * avx512.vectorize(LaySpan { gather: avx512, spans: self, out: cast_slice_mut(out) })
+impl Lay for PanelToLay<'_> {
+    #[inline(always)]
+    fn lay(&mut self, avx512: Avx512, out: &mut Lines) {
+        const { assert!(size_of::<Lines>() == GROUPS_OF_TILE * 4 * LINE_BYTES) };
+        self.lay_groups(avx512, out.0.as_chunks_mut().0);
     }
 }
 
@@ -479,20 +519,23 @@ impl<T: Gather, const P: usize, const S: usize> Compute for PackedTile<'_, T, P,
     #[inline(always)]
     fn compute(self) -> Self::Output {
         let Self { step, w, x } = self;
+        let next = (P - 1) * w[0].bytes.len();
         let mut patches = w.map(|w| w.patches);
         let mut sums = [[step.zero(); P]; S];
         let mut rest = w.map(|w| w.bytes);
         let mut x = x.map(|x| x.as_chunks::<4>().0);
         while !rest[0].is_empty() {
-            let mut bases = [&[[0_u8; 2]; 32]; P];
+            let mut bases = [[0; LINE_BYTES]; P];
+            let mut asking = 0;
             let mut groups: [&[Group]; P] = [&[]; P];
             for p in 0..P {
                 let span = rest[p].len().min(LINE_BYTES + SPAN_COLS / GROUP_COLS * GROUP_BYTES);
                 let (now, later) = rest[p].split_at(span);
                 rest[p] = later;
-                let (head, tail) = now.split_at(LINE_BYTES);
-                step.prefetch(head, PREFETCH_BYTES);
-                bases[p] = cast_slice::<u8, [[u8; 2]; 32]>(head).first().expect("a span begins with a line of bases");
+                let (head, tail) = now.split_first_chunk().expect("a span begins with a line of bases");
+                step.ask(head, Ahead::new(now.len() + later.len(), next));
+                bases[p] = step.spread(head);
+                asking |= step.sign_bits(head);
                 groups[p] = cast_slice(tail);
             }
             let count = groups[0].len();
@@ -503,32 +546,27 @@ impl<T: Gather, const P: usize, const S: usize> Compute for PackedTile<'_, T, P,
             for s in 0..S {
                 (now[s], x[s]) = x[s].split_at(count);
             }
-            let asking = bases.iter().fold(0, |asking, bases| asking | step.sign_bits(bytemuck::cast_ref(*bases)));
             for g in 0..count.min(32) {
+                let ahead = Ahead::new(size_of_val(&groups[0][g..]) + rest[0].len(), next);
+                let of_group = |p: usize| [bases[p][2 * g], bases[p][2 * g + 1]];
                 let mut lines: [[T::W; 4]; P] = std::array::from_fn(|p| {
-                    for line in 0..3 {
-                        step.prefetch(&groups[p][g], PREFETCH_BYTES + line * LINE_BYTES);
+                    for line in &groups[p][g] {
+                        step.ask(line, ahead);
                     }
-                    step.unpack(&groups[p][g], &bases[p][g])
+                    step.unpack(&groups[p][g], &of_group(p))
                 });
                 if asking >> (2 * g) & 3 != 0 {
                     for p in 0..P {
                         let mut words = lines[p].map(|line| step.line(line));
-                        patches[p] = patch(bases[p][g], patches[p], &mut words);
+                        patches[p] = patch(of_group(p).map(|base| base as u8), patches[p], &mut words);
                         lines[p] = words.map(|words| step.weights(&words));
                     }
                 }
-                for j in [0, 2] {
+                for j in 0..4 {
                     for s in 0..S {
-                        let x = [&now[s][g][j], &now[s][g][j + 1]];
                         for p in 0..P {
-                            sums[s][p] = step.step_twice([lines[p][j], lines[p][j + 1]], x, sums[s][p]);
+                            sums[s][p] = step.step(lines[p][j], &now[s][g][j], sums[s][p]);
                         }
-                    }
-                }
-                if g % (BLOCK_STEPS / 4) == BLOCK_STEPS / 4 - 1 {
-                    for sums in sums.as_flattened_mut() {
-                        *sums = step.end_block(*sums);
                     }
                 }
             }

@@ -3,10 +3,10 @@
 mod heat_map;
 mod record;
 
-use std::fs;
 use std::path::Path;
 
 use engine_core::expert_counts::{ExpertCounts, LayerCounts};
+use engine_core::whole_file;
 use serde_json::{Value, json};
 
 use crate::args::{Experts, ExpertsCommand, ExpertsMerge, ExpertsShow, Format};
@@ -55,7 +55,7 @@ fn show(arguments: &ExpertsShow) -> Result<(), Failure> {
 fn write(path: &Path, text: &str) -> Result<(), Failure> {
     let named =
         |error: std::io::Error| std::io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()));
-    Ok(fs::write(path, text).map_err(named)?)
+    Ok(whole_file::write(path, text.as_bytes()).map_err(named)?)
 }
 
 /// One line about the whole.

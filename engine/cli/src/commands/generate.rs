@@ -2,12 +2,12 @@
 
 use std::io::Read;
 use std::num::NonZeroUsize;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use engine_core::config::ModelConfig;
+use engine_core::constraint::Constraint;
 use engine_core::sampler::SamplingParams;
 use engine_core::session::{Event, Request};
-use engine_core::text::{ChatTemplate, CivilTime, Message, RenderOptions, SpeechParser, StopStrings, Tools};
+use engine_core::text::{ChatTemplate, Message, SpeechFormat, SpeechParser, StopStrings, Tools};
 use serde_json::json;
 
 use crate::args::{Draw, Format, Generate, Run};
@@ -25,7 +25,7 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
     let text = ModelText::from_dir(&arguments.model)?;
     let seed = arguments.sampling.seed;
     let sampling = SamplingParams { seed, ..sampling(&arguments.sampling.draw, &text)? };
-    let Prompt { tokens, shown_tokens, mut turn } = tokens(arguments, &prompt, &text)?;
+    let Prompt { tokens, shown_tokens, constraint, mut turn } = tokens(arguments, &prompt, &text)?;
     let (run, max_tokens) = room(arguments, tokens.len())?;
     let work = Work::Tokens { prompt: tokens.len(), generate: max_tokens };
     let opened = Opened::new(&arguments.model, &run, 1, LogitRows::Last, work)?;
@@ -35,7 +35,9 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
 
     let mut prefill = Some(Progress::new("prompt", Unit::Tokens, tokens.len() as u64));
     let stop = arguments.stop.clone();
-    let request = Request { stop, adapters, shown_tokens, ..Request::new(tokens, max_tokens, sampling) };
+    let logit_bias = arguments.form.logit_bias.clone();
+    let request =
+        Request { stop, adapters, shown_tokens, logit_bias, constraint, ..Request::new(tokens, max_tokens, sampling) };
     engine.submit(request).map_err(|refused| Failure::Usage(refused.to_string()))?;
 
     let mut events = Vec::new();
@@ -56,6 +58,7 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
                     }
                 }
                 Event::Failed { error, .. } => return Err(error.into()),
+                Event::Embedded { .. } => {}
                 Event::Finished { completion, .. } => {
                     let bandwidth = figures::read_bandwidth(&mut engine).max(before);
                     let timings = &completion.timings;
@@ -63,6 +66,7 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
                         Format::Text => {
                             print(turn.finish())?;
                             print('\n')?;
+                            print(turn.calls())?;
                             turn.tell_what_is_not_printed();
                         }
                         Format::Json => {
@@ -82,6 +86,9 @@ pub(crate) fn run(arguments: &Generate) -> Result<(), Failure> {
                                     "top_p": sampling.top_p,
                                     "min_p": sampling.min_p,
                                     "seed": sampling.seed,
+                                    "repetition_penalty": sampling.repetition_penalty,
+                                    "presence_penalty": sampling.presence_penalty,
+                                    "frequency_penalty": sampling.frequency_penalty,
                                 },
                                 "timings": {
                                     "prompt_tokens_per_second": timings.prefill_rate(),
@@ -147,37 +154,38 @@ fn room(arguments: &Generate, prompt: usize) -> Result<(Run, usize), Failure> {
 struct Prompt {
     tokens: Vec<u32>,
     shown_tokens: Vec<u32>,
+    constraint: Option<Constraint>,
     turn: Turn,
 }
 
 fn tokens(arguments: &Generate, prompt: &str, text: &ModelText) -> Result<Prompt, Failure> {
-    if !arguments.chat {
+    let flags = &arguments.chat;
+    if !flags.chat {
         let tokens = text.tokenizer.encode(prompt, true)?;
-        return Ok(Prompt { tokens, shown_tokens: Vec::new(), turn: Turn::of_text() });
+        let constraint = arguments.form.constraint(text, SpeechFormat::PLAIN, "")?;
+        return Ok(Prompt { tokens, shown_tokens: Vec::new(), constraint, turn: Turn::of_text() });
     }
-    let mut messages = Vec::new();
-    messages.extend(arguments.system.iter().map(|system| Message::new("system", system.as_str())));
-    messages.push(Message::new("user", prompt));
-    // Some templates write the date.
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let now = i64::try_from(seconds).ok().map(|seconds| CivilTime::from_unix(seconds, 0));
-    let options = RenderOptions { add_generation_prompt: true, now, ..RenderOptions::default() };
     let template = ChatTemplate::from_dir(&arguments.model)?;
+    let options = flags.options(&template)?;
+    let mut messages = Vec::new();
+    messages.extend(flags.system.iter().map(|system| Message::new("system", system.as_str())));
+    messages.push(Message::new("user", prompt));
     let tokens = template.render_to_tokens(&text.tokenizer, &messages, &options)?;
     let format = template.speech_format(&options)?;
-    let parser = SpeechParser::new(format, Tools::default(), &text.tokenizer.decode_end(&tokens)?);
+    if options.tools.is_some() && matches!(format, SpeechFormat::Tagged { calls: None, .. }) {
+        eprintln!("note: how this model writes calls of tools is not known; they are part of the answer");
+    }
+    let tools = options.tools.as_ref().map(Tools::from_openai).unwrap_or_default();
+    let prompt_end = text.tokenizer.decode_end(&tokens)?;
+    let constraint = arguments.form.constraint(text, format, &prompt_end)?;
+    let parser = SpeechParser::new(format, tools, &prompt_end);
     let shown_tokens = format.shown_tokens(&text.tokenizer);
-    Ok(Prompt { tokens, shown_tokens, turn: Turn::of_chat(parser) })
+    Ok(Prompt { tokens, shown_tokens, constraint, turn: Turn::of_chat(parser) })
 }
 
 /// A flag, else the model's own default, else its plain distribution.
 pub(crate) fn sampling(flags: &Draw, text: &ModelText) -> Result<SamplingParams, Failure> {
     let defaults = &text.defaults;
-    if let Some(penalty) = defaults.repetition_penalty.filter(|penalty| *penalty != 1.0) {
-        eprintln!(
-            "note: generation_config.json asks for repetition_penalty {penalty}, which this version does not have"
-        );
-    }
     let greedy = defaults.do_sample == Some(false);
     let plain = SamplingParams::default();
     let params = SamplingParams {
@@ -186,6 +194,9 @@ pub(crate) fn sampling(flags: &Draw, text: &ModelText) -> Result<SamplingParams,
         top_p: flags.top_p.or(defaults.top_p).unwrap_or(plain.top_p),
         min_p: flags.min_p.or(defaults.min_p).unwrap_or(plain.min_p),
         seed: plain.seed,
+        repetition_penalty: flags.repeat_penalty.or(defaults.repetition_penalty).unwrap_or(plain.repetition_penalty),
+        presence_penalty: flags.presence_penalty.unwrap_or(plain.presence_penalty),
+        frequency_penalty: flags.frequency_penalty.unwrap_or(plain.frequency_penalty),
     };
     params.validate().map_err(|error| Failure::Usage(error.to_string()))?;
     Ok(params)

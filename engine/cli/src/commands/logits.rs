@@ -1,7 +1,7 @@
 //! `logits`: token ids in, float32 logits out, and what the routers of a mixture of experts said.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
@@ -17,13 +17,11 @@ use crate::model::{self, Loaded, LogitRows, Opened};
 use crate::nodes;
 use crate::progress::{Progress, Unit};
 
-/// A file for what routers say.
+/// A file for what routers say, asked for by a flag.
 struct RouterFile<'a> {
     flag: &'static str,
     path: &'a Path,
     what: RouterArray,
-    /// Its values in each layer that has experts, as they come chunk by chunk.
-    layers: BTreeMap<usize, Vec<[u8; 4]>>,
 }
 
 #[derive(Clone, Copy)]
@@ -40,39 +38,77 @@ impl<'a> RouterFile<'a> {
             ("--router-weights", &arguments.router_weights, RouterArray::Weights),
             ("--router-logits", &arguments.router_logits, RouterArray::Logits),
         ];
-        let file = |(flag, path, what): (_, &'a Option<PathBuf>, _)| {
-            Some(Self { flag, path: path.as_ref()?, what, layers: BTreeMap::new() })
-        };
+        let file = |(flag, path, what): (_, &'a Option<PathBuf>, _)| Some(Self { flag, path: path.as_ref()?, what });
         files.into_iter().filter_map(file).collect()
-    }
-
-    fn write(&self, tokens: usize, config: &ModelConfig) -> io::Result<()> {
-        let of_layers = |size: fn(&Sparse) -> usize| config.sparse_layers().map(|(_, s)| size(s)).max().unwrap_or(0);
-        let (kind, width) = match self.what {
-            RouterArray::Experts => (npy::Kind::Int32, of_layers(|sparse| sparse.most_experts_per_tok)),
-            RouterArray::Weights => (npy::Kind::Float32, of_layers(|sparse| sparse.most_experts_per_tok)),
-            RouterArray::Logits => (npy::Kind::Float32, of_layers(|sparse| sparse.num_experts)),
-        };
-        let mut out = npy::create(self.path, kind, &[self.layers.len(), tokens, width])?;
-        self.layers.values().try_for_each(|values| out.write_all(values.as_flattened()))?;
-        out.flush()
     }
 }
 
-/// The files that were asked for.
-struct RouterFiles<'a>(Vec<RouterFile<'a>>);
+/// The files that were asked for, written while the tokens go through the layers: an array of all layers and tokens would
+/// take memory that no plan counts.
+struct RouterArrays<'a> {
+    arrays: Vec<(RouterFile<'a>, npy::Array)>,
+    /// Place in the arrays, and rows that have come, of each layer that has experts.
+    layers: BTreeMap<usize, (u64, u64)>,
+    tokens: u64,
+    num_experts: usize,
+    /// What went wrong first: an observer cannot end the step.
+    broken: Option<io::Error>,
+}
 
-impl Observer for RouterFiles<'_> {
+impl<'a> RouterArrays<'a> {
+    fn create(files: Vec<RouterFile<'a>>, tokens: usize, config: &ModelConfig) -> io::Result<Self> {
+        let of_layers = |size: fn(&Sparse) -> usize| config.sparse_layers().map(|(_, s)| size(s)).max().unwrap_or(0);
+        let (most, num_experts) = (of_layers(|sparse| sparse.most_experts_per_tok), of_layers(|s| s.num_experts));
+        let layers: BTreeMap<_, _> =
+            config.sparse_layers().map(|(layer, _)| layer).zip((0..).map(|at| (at, 0))).collect();
+        let create = |file: RouterFile<'a>| {
+            let (kind, width) = match file.what {
+                RouterArray::Experts => (npy::Kind::Int32, most),
+                RouterArray::Weights => (npy::Kind::Float32, most),
+                RouterArray::Logits => (npy::Kind::Float32, num_experts),
+            };
+            let array = npy::Array::create(file.path, kind, &[layers.len(), tokens, width]);
+            array.map_err(|error| named(file.path, error)).map(|array| (file, array))
+        };
+        let arrays = files.into_iter().map(create).collect::<io::Result<_>>()?;
+        Ok(Self { arrays, layers, tokens: tokens as u64, num_experts, broken: None })
+    }
+
+    fn put(&mut self, layer: usize, logits: &[f32], choices: &[Choice]) -> io::Result<()> {
+        let rows = logits.len() / self.num_experts.max(1);
+        let (place, seen) = self.layers.get_mut(&layer).expect("the layers with experts are those of the config");
+        let row = *place * self.tokens + *seen;
+        *seen += rows as u64;
+        let k = (choices.len() / rows.max(1)) as u64;
+        for (RouterFile { path, what, .. }, array) in &mut self.arrays {
+            let written = match what {
+                RouterArray::Experts => array.put(row * k, choices.iter().map(|choice| choice.expert.to_le_bytes())),
+                RouterArray::Weights => array.put(row * k, choices.iter().map(|choice| choice.weight.to_le_bytes())),
+                RouterArray::Logits => {
+                    array.put(row * self.num_experts as u64, logits.iter().map(|logit| logit.to_le_bytes()))
+                }
+            };
+            written.map_err(|error| named(path, error))?;
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> io::Result<()> {
+        let mut arrays = self.arrays.into_iter();
+        arrays.try_for_each(|(file, array)| array.finish().map_err(|error| named(file.path, error)))
+    }
+}
+
+impl Observer for RouterArrays<'_> {
     fn routed(&mut self, layer: usize, logits: &[f32], choices: &[Choice]) {
-        for file in &mut self.0 {
-            let values = file.layers.entry(layer).or_default();
-            match file.what {
-                RouterArray::Experts => values.extend(choices.iter().map(|choice| choice.expert.to_le_bytes())),
-                RouterArray::Weights => values.extend(choices.iter().map(|choice| choice.weight.to_le_bytes())),
-                RouterArray::Logits => values.extend(logits.iter().map(|logit| logit.to_le_bytes())),
-            }
+        if self.broken.is_none() {
+            self.broken = self.put(layer, logits, choices).err();
         }
     }
+}
+
+fn named(path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()))
 }
 
 pub(crate) fn run(arguments: &Logits) -> Result<(), Failure> {
@@ -92,9 +128,9 @@ pub(crate) fn run(arguments: &Logits) -> Result<(), Failure> {
         let why = format!("{} tokens do not fit `--ctx-size {}`", tokens.len(), request.ctx_size);
         return Err(Failure::Usage(why));
     }
-    let mut routers = RouterFiles(RouterFile::asked_for(arguments));
+    let router_files = RouterFile::asked_for(arguments);
     let mut names = vec![("--output", arguments.output.as_path())];
-    for RouterFile { flag, path, .. } in &routers.0 {
+    for RouterFile { flag, path, .. } in &router_files {
         if config.sparse_layers().next().is_none() {
             return Err(Failure::Usage(format!("`{flag}`: this model has no experts")));
         }
@@ -112,12 +148,10 @@ pub(crate) fn run(arguments: &Logits) -> Result<(), Failure> {
     evaluator.choose_adapters(adapters);
     nodes::report_placement(model.placement(), evaluator.kv_placement());
 
-    let named = |path: &Path, error: io::Error| {
-        io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()))
-    };
+    let mut routers = RouterArrays::create(router_files, tokens.len(), config)?;
+    let failed = |error| Failure::from(named(&arguments.output, error));
     let shape = [tokens.len(), config.vocab_size];
-    let mut out =
-        npy::create(&arguments.output, npy::Kind::Float32, &shape).map_err(|e| named(&arguments.output, e))?;
+    let mut out = npy::Array::create(&arguments.output, npy::Kind::Float32, &shape).map_err(failed)?;
     let mut progress = Progress::new("logits", Unit::Tokens, tokens.len() as u64);
     let mut first_broken = None;
     let fed = evaluator.feed(&tokens, &mut routers, |position, logits| {
@@ -125,20 +159,19 @@ pub(crate) fn run(arguments: &Logits) -> Result<(), Failure> {
         if !simd::elementwise::all_finite(model.options().isa, logits) {
             first_broken.get_or_insert(position);
         }
-        let written = logits.iter().try_for_each(|logit| out.write_all(&logit.to_le_bytes()));
-        written.map_err(|error| Failure::from(named(&arguments.output, error)))
+        out.push(logits.iter().map(|logit| logit.to_le_bytes())).map_err(failed)
     });
     fed?;
-    out.flush().map_err(|error| named(&arguments.output, error))?;
+    if let Some(error) = routers.broken {
+        return Err(error.into());
+    }
+    out.finish().map_err(failed)?;
+    routers.finish()?;
 
     if let Some(position) = first_broken {
         eprintln!(
             "note: logits from position {position} on are not all finite; a cache of float32 has a wider range (-ctk f32)"
         );
-    }
-
-    for file in &routers.0 {
-        file.write(tokens.len(), config).map_err(|error| named(file.path, error))?;
     }
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! The commands, one file each.
 
 pub(crate) mod bench;
+pub(crate) mod context;
+mod distance;
 pub(crate) mod doctor;
 pub(crate) mod experts;
 pub(crate) mod generate;

@@ -5,10 +5,11 @@ use std::path::Path;
 use std::rc::Rc;
 
 use engine_core::session::Engine;
-use engine_core::text::ChatTemplate;
+use engine_core::text::{ChatTemplate, RenderOptions};
 use engine_monk::{AdapterChoice, EngineGenerator, Job, Night, Settings, StepKind};
 
 use crate::args::{self, NightCommand, NightRun};
+use crate::clock::now;
 use crate::failure::Failure;
 use crate::figures;
 use crate::load_choice::Work;
@@ -51,6 +52,8 @@ fn prepare(path: &Path, arguments: &NightRun) -> Result<Ready, Failure> {
     model::check_folder(&folder)?;
     let text = ModelText::from_dir(&folder)?;
     let template = ChatTemplate::from_dir(&folder)?;
+    let options = night.job().render_options();
+    template.check_options(&options).map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))?;
     let opened = Opened::new(&folder, &arguments.run, arguments.width.get(), LogitRows::Last, Work::Long)?;
     Ok(Ready { night, text, template, opened })
 }
@@ -65,6 +68,7 @@ fn work(job: Ready) -> Result<(), Failure> {
     let settings = Settings {
         tokenizer: &text.tokenizer,
         template,
+        rendering: RenderOptions { now: Some(night.date(now())?), ..night.job().render_options() },
         digest: opened.checkpoint.digest(opened.request.threads)?,
         options: opened.options,
         dials: opened.dials.clone(),

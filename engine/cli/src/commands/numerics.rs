@@ -13,6 +13,7 @@ use serde_json::json;
 use simd::matmul::Activations;
 use simd::{Dtype, Isa};
 
+use super::distance::Distance;
 use super::golden::{self, Reference};
 use crate::args::{Format, Numerics};
 use crate::failure::Failure;
@@ -41,27 +42,6 @@ impl Finding {
 
     fn gain(&self) -> f64 {
         self.bf16_error / self.error
-    }
-}
-
-/// Sums of squares of differences and of what was wanted.
-#[derive(Default)]
-struct Distance {
-    difference: f64,
-    wanted: f64,
-}
-
-impl Distance {
-    fn add(&mut self, got: &[f32], want: &[f32]) {
-        for (got, want) in got.iter().zip(want) {
-            let (got, want) = (f64::from(*got), f64::from(*want));
-            self.difference += (got - want).powi(2);
-            self.wanted += want.powi(2);
-        }
-    }
-
-    fn relative(&self) -> f64 {
-        (self.difference / self.wanted).sqrt()
     }
 }
 

@@ -6,7 +6,11 @@
 //! first. Control tokens in the text are characters, and one line break at its end is dropped, as in llama.cpp.
 //!
 //! For strided windows llama.cpp takes a larger context than it is asked for, leaves out a window that ends with the text,
-//! and puts no token before them. Here a window is what `--ctx-size` says, and all windows of the text count.
+//! and puts no token before them. Here a window is what `--ctx-size` says, and all windows of the text count. What
+//! `llama-perplexity -c N -b N --ppl-stride S` computes has windows of N + S / 2 tokens, rounded up to a multiple of 256.
+//!
+//! SmolLM2-135M in float32 on 8,611 tokens: 56.7722 here and there with keys and values in float32, 56.7726 and 56.7714
+//! with F16; strided on 2,671 tokens in windows of 768 (there `-c 512 -b 512 --ppl-stride 256`), 46.4801 and 46.4801.
 
 use std::fs::File;
 use std::io::Read;
@@ -94,11 +98,11 @@ impl Score {
     }
 }
 
-/// Negative logarithm of the probability of `token`, in nats.
+/// Negative logarithm of the probability of `token`, in nats. By `libm`, whose exponentials are the same everywhere.
 fn negative_log_likelihood(logits: &[f32], token: u32) -> f64 {
     let most = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    let sum: f64 = logits.iter().map(|logit| (f64::from(*logit) - most).exp()).sum();
-    sum.ln() + most - f64::from(logits[token as usize])
+    let sum: f64 = logits.iter().map(|logit| libm::exp(f64::from(*logit) - most)).sum();
+    libm::log(sum) + most - f64::from(logits[token as usize])
 }
 
 pub(crate) fn run(arguments: &Perplexity) -> Result<(), Failure> {
@@ -140,15 +144,20 @@ pub(crate) fn run(arguments: &Perplexity) -> Result<(), Failure> {
             of_window[0] = bos;
         }
         evaluator.restart();
-        evaluator.feed_from(&of_window[..fed], windows.context - 1, &mut (), |position, logits| {
-            if !simd::elementwise::all_finite(model.options().isa, logits) {
+        let isa = model.options().isa;
+        let of_position = |position: usize, logits: &[f32]| {
+            let finite = simd::elementwise::all_finite(isa, logits);
+            finite.then(|| negative_log_likelihood(logits, of_window[position + 1]))
+        };
+        evaluator.map_from(&of_window[..fed], windows.context - 1, of_position, |position, nll| {
+            let Some(nll) = nll else {
                 let why = format!(
                     "logits at position {position} of window {} are not all finite; a cache of float32 has a wider range (-ctk f32)",
                     index + 1
                 );
                 return Err(Failure::Failed(why.into()));
-            }
-            score.add(negative_log_likelihood(logits, of_window[position + 1]));
+            };
+            score.add(nll);
             progress.set((index * fed + position + 1) as u64);
             Ok(())
         })?;

@@ -5,12 +5,12 @@ use std::path::Path;
 
 use engine_core::checkpoint::Checkpoint;
 use engine_core::config::ModelConfig;
-use engine_core::plan::{DoesNotFit, Expected, Limits, OnGpu, Plan, PlanRequest, bytes};
+use engine_core::plan::{DoesNotFit, Expected, FullNode, Limits, OnGpu, Plan, PlanRequest, Room, bytes};
 use serde::Serialize;
 use simd::matmul::Activations;
 use simd::{Dtype, Isa};
 
-use crate::args::{self, Format};
+use crate::args::{self, Format, NumaMode};
 use crate::failure::{Failure, wrong_dial};
 use crate::limits;
 use crate::load_choice::{Choice, Work};
@@ -46,6 +46,9 @@ fn refused(refusal: &DoesNotFit) -> serde_json::Result<serde_json::Value> {
     let mut document = serde_json::to_value(&refusal.plan)?;
     document["fits"] = false.into();
     document["available_bytes"] = refusal.available_bytes.into();
+    document["node"] = refusal.node.map_or(serde_json::Value::Null, |FullNode { id, needs, available }| {
+        serde_json::json!({"id": id.0, "needs_bytes": needs, "available_bytes": available})
+    });
     document["ctx_size_that_fits"] = refusal.ctx_size_that_fits.into();
     let ways = refusal.instead.iter().map(|(way, total)| serde_json::json!({"way": way, "total_bytes": total}));
     document["instead"] = ways.collect();
@@ -57,10 +60,9 @@ fn plan(arguments: &args::Plan) -> Result<Planned, Failure> {
     if arguments.model.is_dir() && has_weights(&arguments.model) {
         let mut checkpoint = Checkpoint::open(&arguments.model)?;
         checkpoint.turn(&dials).map_err(|error| wrong_dial(&error))?;
-        let request = request(arguments, checkpoint.config())?;
-        let form_of = |name: &str| checkpoint.form(name);
-        let (mode, ram) = (arguments.run.load, arguments.ram);
-        let choice = model::choose_plan(checkpoint.config(), form_of, request, mode, Work::Long, ram)?;
+        let (request, room) = request(arguments, checkpoint.config())?;
+        let (form_of, mode) = (|name: &str| checkpoint.form(name), arguments.run.load);
+        let choice = model::choose_plan(checkpoint.config(), form_of, request, mode, Work::Long, room)?;
         told(arguments, checkpoint.config().clone(), choice)
     } else {
         let file = match arguments.model.is_dir() {
@@ -69,18 +71,46 @@ fn plan(arguments: &args::Plan) -> Result<Planned, Failure> {
         };
         let mut config = ModelConfig::from_file(&file)?;
         dials.turn(&mut config).map_err(|error| wrong_dial(&error))?;
-        let request = request(arguments, &config)?;
+        let (request, room) = request(arguments, &config)?;
         let dtype = config.torch_dtype.unwrap_or(Dtype::Bf16);
-        let (mode, ram) = (arguments.run.load, arguments.ram);
-        let choice = model::choose_plan(&config, |_| dtype, request, mode, Work::Long, ram)?;
+        let choice = model::choose_plan(&config, |_| dtype, request, arguments.run.load, Work::Long, room)?;
         told(arguments, config, choice)
     }
 }
 
-fn request(arguments: &args::Plan, config: &ModelConfig) -> Result<PlanRequest, Failure> {
-    let (request, _) = model::plan_request(&arguments.run, config, arguments.width.get())?;
+/// What is to be run, and the room for it: of this machine, or of one that is described.
+fn request(arguments: &args::Plan, config: &ModelConfig) -> Result<(PlanRequest, Room), Failure> {
+    let (request, nodes) = model::plan_request(&arguments.run, config, arguments.width.get())?;
     let adapters = model::needs(&model::open_adapters(&arguments.run, config)?);
-    Ok(PlanRequest { nodes: arguments.nodes.map_or(request.nodes, NonZeroUsize::get), adapters, ..request })
+    let mut request = PlanRequest { adapters, ..request };
+    let Some(topology) = &arguments.topology else {
+        let room = match (arguments.ram, arguments.nodes) {
+            (Some(ram), _) => ram.into(),
+            (None, Some(_)) => model::available_bytes()?.into(),
+            (None, None) => nodes.room(model::available_bytes()?),
+        };
+        request.nodes = arguments.nodes.map_or(request.nodes, NonZeroUsize::get);
+        return Ok((request, room));
+    };
+    let bytes = match (arguments.ram, topology.nodes.iter().map(|node| node.memory_bytes).fold(0, u64::saturating_add))
+    {
+        (Some(ram), _) => ram,
+        (None, 0) => model::available_bytes()?,
+        (None, all) => model::beside_reserve(all),
+    };
+    if arguments.run.threads.is_none() {
+        request.threads = model::threads(NonZeroUsize::new(topology.core_count()))?.get();
+    }
+    if arguments.run.numa == NumaMode::Off {
+        return Ok((PlanRequest { nodes: 1, ..request }, bytes.into()));
+    }
+    let room = Room::on(topology, bytes, model::beside_reserve);
+    // Of nodes without a size it is known that they share.
+    request.nodes = match room.nodes.len() {
+        0 if topology.nodes.iter().all(|node| node.memory_bytes == 0) => topology.nodes.len(),
+        count => count.max(1),
+    };
+    Ok((request, room))
 }
 
 /// Adds to a plan what a user wants to know beside bytes.
@@ -93,7 +123,7 @@ fn told(arguments: &args::Plan, mut config: ModelConfig, choice: Choice) -> Resu
             Some(Limits { read_bandwidth: gigabytes * 1e9, peak_flops: gigaflops * 1e9 })
         }
         // What this machine does says nothing about one that was only described.
-        _ if arguments.ram.is_some() || arguments.nodes.is_some() => None,
+        _ if arguments.ram.is_some() || arguments.nodes.is_some() || arguments.topology.is_some() => None,
         _ => Some(limits::measure(request.threads, arguments.run.isa.unwrap_or_else(Isa::detect))?),
     };
     Ok(Planned {

@@ -33,6 +33,7 @@ pub(crate) fn run(arguments: Serve) -> Result<(), Failure> {
     let served = ServedModel {
         names: names(&arguments),
         tokenizer,
+        eos: eos.clone(),
         template,
         config: opened.checkpoint.config().clone(),
         parameters: opened.plan.parameters,
@@ -99,7 +100,8 @@ fn config(arguments: &Serve) -> Result<ServerConfig, Failure> {
         && !address.ip().is_loopback()
         && !arguments.allow_remote
     {
-        let why = format!("`--host {}` can be reached by others; `--allow-remote` says that this is meant", address.ip());
+        let why =
+            format!("`--host {}` can be reached by others; `--allow-remote` says that this is meant", address.ip());
         return Err(Failure::Usage(why));
     }
     Ok(ServerConfig {
@@ -144,7 +146,8 @@ fn state_folder(arguments: &Serve) -> Result<PathBuf, Failure> {
         .or_else(|| variable("XDG_STATE_HOME").map(|folder| folder.join("nightmonk")))
         .or_else(|| variable("HOME").map(|home| home.join(".local/state/nightmonk")))
         .ok_or_else(|| {
-            let why = "there is no folder for the key that clients need; give `--state-dir`, `--api-key` or `--no-api-key`";
+            let why =
+                "there is no folder for the key that clients need; give `--state-dir`, `--api-key` or `--no-api-key`";
             Failure::Usage(why.into())
         })
 }

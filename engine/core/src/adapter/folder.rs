@@ -14,7 +14,7 @@ use super::names::{self, Module, Norm, Place, Replaced};
 use super::{ALIGNMENT, AdapterError};
 use crate::checkpoint::MappedFile;
 use crate::checkpoint::header::{self, Element, TensorInfo, printable};
-use crate::config::{ExpertStorage, Mlp, ModelConfig, QkNorm, Sparse};
+use crate::config::{Mlp, ModelConfig, QkNorm, Sparse};
 
 const CONFIG_FILE: &str = "adapter_config.json";
 const WEIGHTS_FILE: &str = "adapter_model.safetensors";
@@ -370,7 +370,7 @@ impl Check<'_> {
                     return Err(self.not_targeted(&a));
                 }
                 // Gate and up alternate in memory where they do in the file.
-                let in_turn = matches!(sparse.storage, ExpertStorage::StackedMxfp4 | ExpertStorage::StackedTransposed);
+                let in_turn = self.config.gate_and_up_alternate();
                 (Parts::Experts { layer, experts, modules, in_turn }, a_rows / experts, b_cols / experts, key)
             }
         };

@@ -72,7 +72,7 @@ impl Dials {
 
     fn turn_experts(&self, config: &mut ModelConfig) -> Result<(), DialError> {
         let asked =
-            [("experts-per-token", self.experts_per_token), ("most-experts-per-token", self.most_experts_per_token)];
+            [("experts-per-token", self.experts_per_token), ("experts-per-token-max", self.most_experts_per_token)];
         for (dial, count) in asked.into_iter().filter_map(|(dial, count)| Some((dial, count?))) {
             match config.sparse_layers().map(|(_, sparse)| sparse.num_experts).min() {
                 None => return Err(refused(dial, count, "this model has no experts")),

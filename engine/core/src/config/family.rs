@@ -104,10 +104,21 @@ const MIXTRAL: [ExpertLayout; 2] = [
     FUSED,
 ];
 
-/// As published, and as it is exported for training.
-const GPT_OSS: [ExpertLayout; 2] = [
+/// As published, as it is exported for training, and as `nightmonk pack` writes such an export: panels of one matrix each,
+/// biases in their stacks.
+const GPT_OSS: [ExpertLayout; 3] = [
     ExpertLayout { storage: ExpertStorage::StackedMxfp4, router: "mlp.router", experts: STACKS },
     ExpertLayout { storage: ExpertStorage::StackedTransposed, router: "mlp.router", experts: STACKS },
+    ExpertLayout {
+        storage: ExpertStorage::Matrices,
+        router: "mlp.router",
+        experts: ExpertNames::Each {
+            experts: "mlp.experts",
+            gate: "gate_proj.weight",
+            up: "up_proj.weight",
+            down: "down_proj.weight",
+        },
+    },
 ];
 
 const LLAMA: Family = Family {

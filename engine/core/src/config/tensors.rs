@@ -6,7 +6,7 @@
 use simd::Dtype;
 use simd::matmul::MXFP4_BLOCK;
 
-use super::family::{ExpertLayout, ExpertNames};
+use super::family::{ExpertLayout, ExpertNames, MlpRule};
 use super::{AttentionBias, ExpertStorage, Mlp, ModelConfig, QkNorm, Sparse};
 
 /// A tensor that the model needs.
@@ -103,8 +103,6 @@ pub struct StackedExperts {
     pub blocks: String,
     /// `[experts, rows, cols / 32]`.
     pub scales: String,
-    /// `[experts, rows]`.
-    pub bias: String,
 }
 
 impl ModelConfig {
@@ -137,12 +135,13 @@ impl ModelConfig {
     /// are stacked. Where it has none, the layout stays the hub's own, and what is missing of it is named.
     pub fn find_experts(&mut self, has: impl Fn(&str) -> bool) {
         let layouts = self.family.layouts;
-        if layouts.first().is_none_or(|published| published.storage != ExpertStorage::Matrices) {
-            return; // Then config.json has said it.
-        }
         for (index, layer) in self.layers.iter_mut().enumerate() {
             let Mlp::Sparse(sparse) = &mut layer.mlp else { continue };
-            let found = layouts.iter().find(|layout| match layout.experts {
+            if sparse.storage == ExpertStorage::StackedMxfp4 {
+                continue; // Then config.json has said it.
+            }
+            let mut unquantised = layouts.iter().filter(|layout| layout.storage != ExpertStorage::StackedMxfp4);
+            let found = unquantised.find(|layout| match layout.experts {
                 ExpertNames::Each { experts, gate, .. } => has(&layer_names(index, &format!("{experts}.0.{gate}"))),
                 ExpertNames::Stacked { gate_up, .. } => has(&layer_names(index, gate_up)),
             });
@@ -165,8 +164,40 @@ impl ModelConfig {
         };
         [gate_up, down].map(|stack| {
             let part = |part: &str| layer_names(layer, &format!("{stack}{part}"));
-            StackedExperts { weights: part(""), blocks: part("_blocks"), scales: part("_scales"), bias: part("_bias") }
+            StackedExperts { weights: part(""), blocks: part("_blocks"), scales: part("_scales") }
         })
+    }
+
+    /// The same model with a tensor for each matrix of unquantised experts.
+    #[must_use]
+    pub fn with_experts_apart(&self) -> Self {
+        let mut apart = self.clone();
+        for layer in &mut apart.layers {
+            if let Mlp::Sparse(sparse) = &mut layer.mlp
+                && sparse.storage != ExpertStorage::StackedMxfp4
+            {
+                sparse.storage = ExpertStorage::Matrices;
+            }
+        }
+        apart
+    }
+
+    /// Whether gate and up alternate row by row in stacks of both, and in what is made for such stacks: biases, adapters.
+    /// Else all of gate comes before all of up.
+    pub fn gate_and_up_alternate(&self) -> bool {
+        self.family.mlp == MlpRule::GptOss
+    }
+
+    /// Where up lies in a stack of gate and up with `width` rows each: its first row, and from each row to the next. Gate
+    /// begins at row 0, with the same step.
+    pub fn rows_of_up(&self, width: usize) -> [usize; 2] {
+        if self.gate_and_up_alternate() { [1, 2] } else { [width, 1] }
+    }
+
+    /// Names of the biases `[experts, 2 * moe_intermediate_size]` of gate with up and `[experts, hidden_size]` of down in
+    /// layer `layer`, of a family that has them. They are stacked however matrices are.
+    pub fn expert_bias_names(&self, layer: usize) -> [String; 2] {
+        ["gate_up_proj_bias", "down_proj_bias"].map(|bias| layer_names(layer, &format!("mlp.experts.{bias}")))
     }
 
     /// Name of the matrix that gives the logits.
@@ -236,6 +267,10 @@ impl Specs {
         if sparse.biased {
             self.vector(config.router_bias_name(layer), experts);
         }
+        let biases = config.expert_bias_names(layer).into_iter().zip([2 * width, hidden]);
+        let biases = biases.filter(|_| sparse.biased);
+        let mut biases =
+            biases.map(|(name, rows)| TensorSpec { name, shape: vec![experts, rows], kind: TensorKind::Vector });
         match sparse.storage {
             ExpertStorage::Matrices => {
                 for expert in 0..experts {
@@ -244,16 +279,14 @@ impl Specs {
                     self.matrix(up, [width, hidden]);
                     self.matrix(down, [hidden, width]);
                 }
+                self.0.extend(biases);
             }
             storage => {
                 // Gate and up are two matrices of one stack.
                 let shapes = [(2 * experts, 2 * width, hidden), (experts, hidden, width)];
                 for (names, (matrices, rows, cols)) in config.stacked_experts(layer).into_iter().zip(shapes) {
                     self.stack(storage, &names, matrices, [experts, rows, cols]);
-                    if sparse.biased {
-                        let shape = vec![experts, rows];
-                        self.0.push(TensorSpec { name: names.bias, shape, kind: TensorKind::Vector });
-                    }
+                    self.0.extend(biases.next());
                 }
             }
         }

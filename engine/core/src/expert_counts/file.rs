@@ -4,13 +4,14 @@
 //! counts of a layer are those of so many tokens.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::{ExpertCounts, LayerCounts, is_name};
+use crate::whole_file;
 
 const FORMAT: &str = "nightmonk expert counts";
 const VERSION: u32 = 1;
@@ -87,7 +88,7 @@ impl ExpertCounts {
         let Self { model, settings, workloads, layers, .. } = self.clone();
         let content = Content { format: FORMAT.into(), version: VERSION, model, settings, workloads, layers };
         let json = serde_json::to_vec(&content).map_err(|error| failed(error.into()))?;
-        fs::write(path, json).map_err(failed)
+        whole_file::write(path, &json).map_err(failed)
     }
 
     fn from_json(json: &[u8]) -> Result<Self, String> {
@@ -171,7 +172,7 @@ mod tests {
         let counts = sample("prose", [[3, 1, 2, 0], [2, 2, 1, 1]]);
         counts.write(&path).unwrap();
         assert_eq!(ExpertCounts::read(&path).unwrap(), counts);
-        assert_eq!(serde_json::from_slice::<Value>(&fs::read(&path).unwrap()).unwrap(), document());
+        assert_eq!(serde_json::from_slice::<Value>(&std::fs::read(&path).unwrap()).unwrap(), document());
     }
 
     #[test]

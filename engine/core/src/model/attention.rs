@@ -22,6 +22,11 @@ use super::workspace::{Buffers, Crew, QUERY_TILE, RUN_BLOCKS, Worker, Workspace}
 use crate::adapter::{Module, Norm};
 use crate::kv_cache::{BlockId, KvCache};
 
+/// Runs of a task that are spread, at most. While a worker is at one it asks for the next; only the first comes unasked.
+const RUNS_OF_TASK: usize = 4;
+/// Tasks that each worker should find, so that all end at about the same time.
+const TASKS_OF_WORKER: usize = 16;
+
 impl Model {
     /// `residual += attention(norm(residual))`
     pub(super) fn attention(
@@ -150,14 +155,16 @@ impl Model {
         }
 
         let (first, last) = (&batch.rows[rows.start], &batch.rows[rows.end - 1]);
-        for run in runs(window, first.position..last.position + 1) {
+        let table = &batch.tables[first.sequence];
+        let runs = runs(window, first.position..last.position + 1);
+        for run in runs.clone() {
             worker.visible.clear();
             for row in &batch.rows[rows.clone()] {
                 worker.visible.extend(iter::repeat_n(visible(window, row.position, run), group));
             }
-            let table = &batch.tables[first.sequence];
-            self.attend_run(kv, index, head, run, table, query, &worker.visible, &mut worker.attend, part);
-            attention::fold_run(state, part, head_dim);
+            let of_head = RunsOfHead { kv, layer: index, head, table, end: runs.end };
+            self.attend_run(of_head, run, query, &worker.visible, &mut worker.attend, part);
+            attention::fold_run(self.options.isa, state, part, head_dim);
         }
         for row in 0..rows.len() {
             let of_row = row * group * (head_dim + 2)..(row + 1) * group * (head_dim + 2);
@@ -165,7 +172,7 @@ impl Model {
         }
     }
 
-    /// As [`attend`](Self::attend), for a row each of few sequences: every run is a task of its own.
+    /// As [`attend`](Self::attend), for a row each of few sequences: a task is some runs that follow each other.
     ///
     /// Parts go through a buffer of fixed size, as many at a time as it holds.
     fn attend_by_runs(
@@ -201,39 +208,43 @@ impl Model {
         for first in (0..total).step_by(at_once) {
             let count = at_once.min(total - first);
             let parts = &mut parts[..count * part_size];
-            let head_of_tasks = (0..units).flat_map(|unit| iter::repeat_n(unit % heads, runs_of(unit).len()));
-            let tasks = head_of_tasks.enumerate().skip(first).take(count);
-            crew.cut_evenly(part_size, tasks.map(|(task, head)| kv.home_of_task(head, task)));
+            let here = first..first + count;
+            let of_task = (count / (TASKS_OF_WORKER * crew.pool.threads())).clamp(1, RUNS_OF_TASK);
+            let mut end = 0;
+            let tasks = (0..units).flat_map(|unit| {
+                let start = end;
+                end += runs_of(unit).len();
+                let of_unit = start.max(here.start)..end.min(here.end);
+                of_unit.clone().step_by(of_task).map(move |run| (unit % heads, of_task.min(of_unit.end - run)))
+            });
+            let tasks = tasks.enumerate();
+            crew.cut_unevenly(tasks.map(|(task, (head, runs))| (runs * part_size, kv.home_of_task(head, task))));
             crew.tiles(parts, count * part_size, slice::from_ref(&(0..1)), |worker, mut tile| {
-                let (mut unit, mut before) = (0, first + tile.interval());
+                let (mut unit, mut before) = (0, first + tile.cols().start / part_size);
                 while before >= runs_of(unit).len() {
                     before -= runs_of(unit).len();
                     unit += 1;
                 }
-                let (row, head, run) = (unit / heads, unit % heads, runs_of(unit).start + before);
+                let (row, head) = (unit / heads, unit % heads);
+                let start = runs_of(unit).start + before;
+                let of_tile = start..start + tile.cols().len() / part_size;
                 let Row { position, sequence, .. } = batch.rows[row];
                 let query = &qkv[row * width + head * query_size..][..query_size];
-                worker.visible.clear();
-                worker.visible.extend(iter::repeat_n(visible(window, position, run), group));
                 let table = &batch.tables[sequence];
-                self.attend_run(
-                    kv,
-                    index,
-                    head,
-                    run,
-                    table,
-                    query,
-                    &worker.visible,
-                    &mut worker.attend,
-                    tile.row_mut(0),
-                );
+                let of_head = RunsOfHead { kv, layer: index, head, table, end: of_tile.end };
+                for (run, part) in of_tile.zip(tile.row_mut(0).chunks_exact_mut(part_size)) {
+                    worker.visible.clear();
+                    worker.visible.extend(iter::repeat_n(visible(window, position, run), group));
+                    self.attend_run(of_head, run, query, &worker.visible, &mut worker.attend, part);
+                }
             });
             let parts = &*parts;
+            let isa = self.options.isa;
             crew.pool.chunks(&mut crew.workers, states, part_size, |_, unit, state| {
                 let start: usize = (0..unit).map(|unit| runs_of(unit).len()).sum();
                 let here = start.max(first)..(start + runs_of(unit).len()).min(first + count);
                 for part in here {
-                    attention::fold_run(state, &parts[(part - first) * part_size..][..part_size], head_dim);
+                    attention::fold_run(isa, state, &parts[(part - first) * part_size..][..part_size], head_dim);
                 }
             });
         }
@@ -245,38 +256,45 @@ impl Model {
     }
 
     /// One run of one KV head for queries that see some of it.
-    #[expect(clippy::too_many_arguments, reason = "one task's view of the step")]
     fn attend_run(
         &self,
-        kv: &KvCache,
-        layer: usize,
-        head: usize,
+        of_head: RunsOfHead,
         run: usize,
-        table: &[BlockId],
         query: &[f32],
         visible: &[Range<usize>],
         scratch: &mut AttendScratch,
         part: &mut [f32],
     ) {
         let head_dim = self.config().head_dim;
-        let of_run = &table[run * RUN_BLOCKS..table.len().min((run + 1) * RUN_BLOCKS)];
         let mut blocks: [&[u8]; RUN_BLOCKS] = [&[]; RUN_BLOCKS];
-        for (block, id) in blocks.iter_mut().zip(of_run) {
-            *block = kv.block(layer, *id, head);
-        }
+        let mut next = blocks;
+        let (blocks, next) = (of_head.blocks(run, &mut blocks), of_head.blocks(run + 1, &mut next));
+        let (isa, dtype) = (self.options.isa, of_head.kv.shape().dtype);
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let blocks = &blocks[..of_run.len()];
-        attention::attend_run(
-            self.options.isa,
-            query,
-            head_dim,
-            scale,
-            kv.shape().dtype,
-            blocks,
-            visible,
-            scratch,
-            part,
-        );
+        attention::attend_run(isa, query, head_dim, scale, dtype, blocks, next, visible, scratch, part);
+    }
+}
+
+/// Where the keys and values of some runs of a sequence lie.
+#[derive(Clone, Copy)]
+struct RunsOfHead<'a> {
+    kv: &'a KvCache,
+    layer: usize,
+    head: usize,
+    table: &'a [BlockId],
+    /// Behind the last run that the same worker comes to.
+    end: usize,
+}
+
+impl<'a> RunsOfHead<'a> {
+    /// Blocks of a run: none if the worker does not come to it.
+    fn blocks<'b>(&self, run: usize, blocks: &'b mut [&'a [u8]; RUN_BLOCKS]) -> &'b [&'a [u8]] {
+        let end = if run < self.end { self.table.len().min((run + 1) * RUN_BLOCKS) } else { 0 };
+        let of_run = self.table.get(run * RUN_BLOCKS..end).unwrap_or(&[]);
+        for (block, id) in blocks.iter_mut().zip(of_run) {
+            *block = self.kv.block(self.layer, *id, self.head);
+        }
+        &blocks[..of_run.len()]
     }
 }
 

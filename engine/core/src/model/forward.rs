@@ -105,6 +105,13 @@ impl Model {
         self.unembed(batch, space);
     }
 
+    /// The final norm of one row of the last residual stream, `[hidden_size]`, of a sequence with these adapters.
+    pub(crate) fn final_norm(&self, residual: &[f32], adapters: Option<&AdapterSet>, normed: &mut [f32]) {
+        let replaced = adapters.and_then(|set| set.norm(0, Norm::Final));
+        let weight = replaced.unwrap_or(&self.final_norm);
+        elementwise::rms_norm(self.options.isa, residual, weight, self.config().rms_norm_eps, normed);
+    }
+
     fn residual<'s>(&self, rows: usize, space: &'s Workspace) -> &'s [f32] {
         &space.buffers.residual[..rows * self.config().hidden_size]
     }

@@ -83,12 +83,15 @@ impl<'a> Place<'a> {
             Mlp::Sparse(shape) => {
                 let mut router = self.linear(&config.router_name(index));
                 router.bias = shape.biased.then(|| self.vector(&config.router_bias_name(index)));
-                let experts = match shape.storage {
+                let mut experts: Vec<GatedMlp> = match shape.storage {
                     ExpertStorage::Matrices => (0..shape.num_experts)
                         .map(|expert| self.gated_mlp(expert_names(config, index, expert)))
                         .collect(),
                     _ => self.stacked_experts(config, index, shape),
                 };
+                if shape.biased {
+                    self.bias_experts(config, index, &mut experts);
+                }
                 FeedForward::Sparse { router, experts, shape: shape.clone() }
             }
         };
@@ -113,22 +116,12 @@ impl<'a> Place<'a> {
     /// The experts of a layer whose matrices are stacked, gate and up in one.
     fn stacked_experts(&mut self, config: &ModelConfig, layer: usize, shape: &Sparse) -> Vec<GatedMlp> {
         let stacks = config.stacked_experts(layer);
-        let biases = stacks.each_ref().map(|stack| shape.biased.then(|| self.vector(&stack.bias)));
         let (hidden, width) = (config.hidden_size, shape.moe_intermediate_size);
+        let [up, step] = config.rows_of_up(width);
         let experts = 0..shape.num_experts;
         experts
             .map(|expert| {
-                let mut part = |stack: usize, part: Part| {
-                    let mut linear = self.part_of_stack(&stacks[stack], shape, expert, &part);
-                    let Part { rows, of_all: [all_rows, first_row, row_step], .. } = part;
-                    linear.bias = biases[stack].as_ref().map(|bias| {
-                        let of_expert = &bias[expert * all_rows..(expert + 1) * all_rows];
-                        of_expert[first_row..].iter().step_by(row_step).take(rows).copied().collect()
-                    });
-                    linear
-                };
-                // One after the other, or in turn.
-                let (up, step) = if shape.storage == ExpertStorage::Stacked { (width, 1) } else { (1, 2) };
+                let mut part = |stack: usize, part: Part| self.part_of_stack(&stacks[stack], shape, expert, &part);
                 GatedMlp {
                     gate: part(0, Part { rows: width, cols: hidden, of_all: [2 * width, 0, step] }),
                     up: part(0, Part { rows: width, cols: hidden, of_all: [2 * width, up, step] }),
@@ -136,6 +129,22 @@ impl<'a> Place<'a> {
                 }
             })
             .collect()
+    }
+
+    /// Gives the experts of a layer their biases, which are stacked.
+    fn bias_experts(&mut self, config: &ModelConfig, layer: usize, experts: &mut [GatedMlp]) {
+        let [gate_up, down] = config.expert_bias_names(layer).map(|name| self.vector(&name));
+        let of_expert = |biases: &[f32], expert: usize, linear: &mut Linear, first: usize, step: usize, all: usize| {
+            let biases = &biases[expert * all..(expert + 1) * all];
+            linear.bias = Some(biases[first..].iter().step_by(step).take(linear.rows).copied().collect());
+        };
+        for (expert, GatedMlp { gate, up, down: last }) in experts.iter_mut().enumerate() {
+            let (width, hidden) = (gate.rows, last.rows);
+            let [first_up, step] = config.rows_of_up(width);
+            of_expert(&gate_up, expert, gate, 0, step, 2 * width);
+            of_expert(&gate_up, expert, up, first_up, step, 2 * width);
+            of_expert(&down, expert, last, 0, 1, hidden);
+        }
     }
 
     /// One matrix of one expert, as `storage` has it.

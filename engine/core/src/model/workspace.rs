@@ -25,8 +25,9 @@ const SUMS: usize = 2048;
 /// that takes to read.
 const TASK_PANELS: usize = 16;
 
-/// Runs of one row and head whose parts are held at a time.
-const PARTS_OF_UNIT: usize = 4;
+/// Runs of one row and head whose parts are held at a time: some, for there is a join after these; not so many that parts,
+/// a thirtieth of the keys and values that they are of, leave the workers' caches.
+const PARTS_OF_UNIT: usize = 16;
 
 pub(super) const RUN_BLOCKS: usize = KV_RUN / KV_BLOCK;
 
@@ -366,6 +367,18 @@ impl Workspace {
         &self.buffers.logits
     }
 
+    /// What `row` makes of the index and the logits of each of the `rows` that the last step wanted, in their order; the
+    /// workers share them.
+    pub fn map_logits<T: Send>(&mut self, rows: usize, row: impl Fn(usize, &[f32]) -> T + Sync) -> Vec<T> {
+        let Self { crew, buffers, shape } = self;
+        let logits = |index| &buffers.logits[index * shape.vocab_size..][..shape.vocab_size];
+        let mut made: Vec<Vec<(usize, T)>> = (0..crew.pool.threads()).map(|_| Vec::new()).collect();
+        crew.pool.run(&mut made, rows, |made, index| made.push((index, row(index, logits(index)))));
+        let mut made: Vec<_> = made.into_iter().flatten().collect();
+        made.sort_unstable_by_key(|(index, _)| *index);
+        made.into_iter().map(|(_, made)| made).collect()
+    }
+
     /// Bytes of weights, keys and values that the last step read, each matrix and each chosen expert once.
     pub fn bytes_read(&self) -> usize {
         self.crew.bytes_read
@@ -400,10 +413,20 @@ impl Crew {
 
     /// Cuts into tasks of `width` columns each, one for each node of `homes`.
     pub(super) fn cut_evenly(&mut self, width: usize, homes: impl Iterator<Item = usize>) {
+        self.cut_unevenly(homes.map(|home| (width, home)));
+    }
+
+    /// Cuts into tasks of so many columns each, for the nodes beside them.
+    pub(super) fn cut_unevenly(&mut self, tasks: impl Iterator<Item = (usize, usize)>) {
         self.homes.clear();
-        self.homes.extend(homes);
         self.cuts.clear();
-        self.cuts.extend((0..=self.homes.len()).map(|task| task * width));
+        self.cuts.push(0);
+        let mut end = 0;
+        for (width, home) in tasks {
+            end += width;
+            self.cuts.push(end);
+            self.homes.push(home);
+        }
     }
 
     /// Computes `out`, of `cols` columns, by tasks as they were cut, each by a worker of its node.

@@ -13,10 +13,6 @@ pub enum PackError {
     Source(#[from] CheckpointError),
     #[error("{} was written by `nightmonk pack` already; give the published folder", folder.display())]
     AlreadyPacked { folder: PathBuf },
-    #[error(
-        "`{tensor}` holds the matrices of several experts, which this version packs only from a tensor each; pack the folder as its authors published it"
-    )]
-    Stacked { tensor: String },
     #[error("{} is the model itself; give another folder to write", folder.display())]
     SameFolder { folder: PathBuf },
     #[error("{} holds `{other}`, which does not belong to a packed model; choose another folder, or empty it", folder.display())]

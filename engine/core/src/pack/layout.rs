@@ -1,7 +1,13 @@
 //! Which tensor goes into which shard, and how many bytes a shard's header may take: known before the first is packed.
 //!
+//! Experts that are published in stacks get a tensor for each matrix, under the names that the family's hub folders have,
+//! so that reading knows nothing of where they came from.
+//!
 //! How far a matrix shrinks is known only when it has been packed. A pass for that alone would read a model of a terabyte
 //! twice; so the header gets the room that it needs where nothing shrinks, is written last, and ends in spaces.
+
+use std::collections::HashMap;
+use std::ops::Range;
 
 use serde_json::{Map, Value, json};
 use simd::Dtype;
@@ -10,8 +16,8 @@ use simd::matmul::{Matrix, packed};
 use super::{PackError, PackOptions};
 use crate::checkpoint::header::Element;
 use crate::checkpoint::panels::{ALIGNMENT, Entry, SOURCE_KEY, TENSOR_PREFIX, VERSION, VERSION_KEY};
-use crate::checkpoint::{Checkpoint, Layout, SINGLE_FILE, TensorForm};
-use crate::config::TensorKind;
+use crate::checkpoint::{Checkpoint, Layout, Location, SINGLE_FILE, TensorForm};
+use crate::config::{ExpertStorage, ModelConfig, Sparse, TensorKind, expert_names};
 
 /// One tensor to write.
 pub(super) struct Planned {
@@ -19,6 +25,8 @@ pub(super) struct Planned {
     pub(super) name: String,
     /// The published tensor with its numbers.
     pub(super) source: String,
+    /// Which of them, if it is one matrix of a stack.
+    pub(super) part: Option<Part>,
     pub(super) element: Element,
     pub(super) shape: Vec<usize>,
     /// The form to try first; row-major is a copy.
@@ -27,7 +35,25 @@ pub(super) struct Planned {
     pub(super) most_bytes: usize,
 }
 
+/// One matrix within a stack.
+#[derive(Clone)]
+pub(super) struct Part {
+    /// Bytes of the stack in which its numbers lie: its rows, or the whole of its expert.
+    pub(super) bytes: Range<usize>,
+    /// Where it is the transpose of some columns of what lies there: the first of them, from each to the next, all.
+    pub(super) columns: Option<[usize; 3]>,
+}
+
 impl Planned {
+    /// Where its numbers lie, perhaps among those of others.
+    pub(super) fn location(&self, checkpoint: &Checkpoint) -> Location {
+        let location = checkpoint.location(&self.source);
+        match &self.part {
+            Some(part) => location.part(part.bytes.clone()),
+            None => location,
+        }
+    }
+
     /// Rows and columns of a matrix.
     pub(super) fn matrix(&self) -> [usize; 2] {
         [self.shape[0], self.shape[1]]
@@ -90,18 +116,38 @@ pub(super) fn plan(
 ) -> Result<Vec<PlannedShard>, PackError> {
     let config = checkpoint.config();
     let embedding = "model.embed_tokens.weight";
+    let apart = config.with_experts_apart();
     let mut tensors = Vec::new();
+    let mut new_names = HashMap::new();
+    for (layer, sparse) in config.sparse_layers() {
+        if matches!(sparse.storage, ExpertStorage::Stacked | ExpertStorage::StackedTransposed) {
+            new_names.insert(config.router_name(layer), apart.router_name(layer));
+            if sparse.biased {
+                new_names.insert(config.router_bias_name(layer), apart.router_bias_name(layer));
+            }
+            for (name, source, shape, part) in parts_of_stacks(checkpoint, &apart, layer, sparse) {
+                let (element, _) = checkpoint.element(&source);
+                tensors.push(planned(name, source, element, shape.into(), Some(part), true, options)?);
+            }
+        }
+    }
+    let whole = |name: String, source: &str, is_matrix| {
+        let (element, shape) = checkpoint.element(source);
+        planned(name, source.into(), element, shape.to_vec(), None, is_matrix, options)
+    };
     for spec in config.tensors() {
         if let TensorKind::Stack { .. } = spec.kind {
-            return Err(PackError::Stacked { tensor: spec.name });
+            continue;
         }
         let is_matrix = spec.kind == TensorKind::Matrix && spec.name != embedding;
         if spec.name == embedding && config.tie_word_embeddings {
-            tensors.push(planned(checkpoint, "lm_head.weight", embedding, true, options)?);
+            tensors.push(whole("lm_head.weight".into(), embedding, true)?);
         }
-        tensors.push(planned(checkpoint, &spec.name, &spec.name, is_matrix, options)?);
+        let name = new_names.remove(&spec.name).unwrap_or_else(|| spec.name.clone());
+        tensors.push(whole(name, &spec.name, is_matrix)?);
     }
-    tensors.sort_by_cached_key(|tensor| checkpoint.location(&tensor.source));
+    // All matrices of an expert from one read of it.
+    tensors.sort_by_cached_key(|tensor| tensor.location(checkpoint));
 
     let mut groups: Vec<Vec<Planned>> = Vec::new();
     let mut filled = 0u64;
@@ -135,36 +181,64 @@ pub(super) fn plan(
     Ok(shards.collect())
 }
 
-fn planned(
+/// The matrices of a layer's experts: new name, stack, shape and place, in the order of the experts.
+fn parts_of_stacks(
     checkpoint: &Checkpoint,
-    name: &str,
-    source: &str,
+    apart: &ModelConfig,
+    layer: usize,
+    sparse: &Sparse,
+) -> Vec<(String, String, [usize; 2], Part)> {
+    let config = checkpoint.config();
+    let (hidden, width) = (config.hidden_size, sparse.moe_intermediate_size);
+    let [gate_up, down] = config.stacked_experts(layer).map(|names| names.weights);
+    let [up, step] = config.rows_of_up(width);
+    let mut parts = Vec::with_capacity(3 * sparse.num_experts);
+    for expert in 0..sparse.num_experts {
+        let of_expert = [(&gate_up, [width, hidden], 0), (&gate_up, [width, hidden], up), (&down, [hidden, width], 0)];
+        for (name, (stack, shape @ [rows, _], first)) in expert_names(apart, layer, expert).into_iter().zip(of_expert) {
+            let bytes = checkpoint.location(stack).size() / sparse.num_experts;
+            let whole = expert * bytes..(expert + 1) * bytes;
+            let (all, step) = if *stack == down { (rows, 1) } else { (2 * rows, step) };
+            let part = match sparse.storage {
+                ExpertStorage::StackedTransposed => Part { bytes: whole, columns: Some([first, step, all]) },
+                // Its rows follow each other.
+                _ => {
+                    let row = bytes / all;
+                    Part { bytes: whole.start + first * row..whole.start + (first + rows) * row, columns: None }
+                }
+            };
+            parts.push((name, stack.clone(), shape, part));
+        }
+    }
+    parts
+}
+
+fn planned(
+    name: String,
+    source: String,
+    element: Element,
+    shape: Vec<usize>,
+    part: Option<Part>,
     is_matrix: bool,
     options: &PackOptions,
 ) -> Result<Planned, PackError> {
-    let (element, shape) = checkpoint.element(source);
-    let published = checkpoint.location(source).size();
-    let planned = |wanted, most_bytes| Planned {
-        name: name.into(),
-        source: source.into(),
-        element,
-        shape: shape.to_vec(),
-        wanted,
-        most_bytes,
-    };
+    let published = shape.iter().product::<usize>() * element.size();
     // Blocks and scales of MXFP4 are as small as they get: they stay as published.
-    let (Element::Number(dtype), true) = (element, is_matrix) else { return Ok(planned(Layout::RowMajor, published)) };
+    let (Element::Number(dtype), true) = (element, is_matrix) else {
+        let (wanted, most_bytes) = (Layout::RowMajor, published);
+        return Ok(Planned { name, source, part, element, shape, wanted, most_bytes });
+    };
     let matrix = [shape[0], shape[1]];
     let plain = Matrix::panel_bytes(dtype, matrix).and_then(|bytes| bytes.checked_next_multiple_of(ALIGNMENT));
     let Some(plain) = plain else {
-        return Err(PackError::TooLarge { tensor: name.into(), bytes: published as u64 });
+        return Err(PackError::TooLarge { tensor: name, bytes: published as u64 });
     };
     let shrinks = dtype == Dtype::Bf16 && packed::matrix_bytes(matrix, 0).is_some_and(|bytes| bytes < plain);
     let wanted = match shrinks && !options.plain {
         true => Layout::Packed { patches: 0 },
         false => Layout::Panels,
     };
-    Ok(planned(wanted, plain))
+    Ok(Planned { name, source, part, element, shape, wanted, most_bytes: plain })
 }
 
 /// Bytes of a header in which every number has as many digits as it can get.

@@ -5,7 +5,8 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +19,7 @@ use super::layout::{self, Planned, PlannedShard, Written};
 use super::{PackError, Progress};
 use crate::checkpoint::panels::ALIGNMENT;
 use crate::checkpoint::{Checkpoint, CheckpointError, Layout, MappedFile, header};
+use crate::whole_file::WholeFile;
 
 /// Published bytes that are packed together: enough for all threads, little beside the page cache.
 const BATCH_BYTES: usize = 8 << 20;
@@ -160,7 +162,7 @@ impl Job<'_> {
 
     /// Published numbers of a tensor, some rows or panels at a time, checked.
     fn strip(&self, tensor: &Planned, start: usize, bytes: usize) -> Result<&[u8], PackError> {
-        let location = self.checkpoint.location(&tensor.source).part(start..start + bytes);
+        let location = tensor.location(self.checkpoint).part(start..start + bytes);
         let strip = self.checkpoint.populate(&location)?;
         self.checkpoint.check_finite_part(&tensor.source, &location, strip)?;
         Ok(strip)
@@ -259,18 +261,52 @@ impl Job<'_> {
         tensor: &Planned,
         mut each: impl FnMut(Matrix) -> Result<bool, PackError>,
     ) -> Result<bool, PackError> {
-        let [_, cols] = tensor.matrix();
+        let [rows, cols] = tensor.matrix();
         let row = cols * tensor.dtype().size();
-        let (all, batch) = (layout::published_bytes(tensor), batch_panels(row) * PANEL * row);
-        for start in (0..all).step_by(batch) {
-            self.give_back(start);
-            let strip = self.strip(tensor, start, batch.min(all - start))?;
-            let matrix = Matrix::row_major(tensor.dtype(), strip, [strip.len() / row, cols]);
+        let batch = batch_panels(row) * PANEL;
+        let mut turned = Vec::new();
+        for first in (0..rows).step_by(batch) {
+            self.give_back(first * row);
+            let count = batch.min(rows - first);
+            let strip = match tensor.part.as_ref().and_then(|part| part.columns) {
+                None => self.strip(tensor, first * row, count * row)?,
+                Some(columns) => self.turn(tensor, columns, first..first + count, &mut turned)?,
+            };
+            let matrix = Matrix::row_major(tensor.dtype(), strip, [count, cols]);
             if !each(matrix.expect("length and alignment were checked when the checkpoint was opened"))? {
                 return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// Rows of a matrix that is published as columns among those of others, put into `turned`. Every row has a number in
+    /// each published one, so all of the expert is read for each batch: from the page cache, but for the first.
+    fn turn<'t>(
+        &self,
+        tensor: &Planned,
+        [first_column, step, all_columns]: [usize; 3],
+        rows: Range<usize>,
+        turned: &'t mut Vec<u64>,
+    ) -> Result<&'t [u8], PackError> {
+        let size = tensor.dtype().size();
+        let [_, cols] = tensor.matrix();
+        let whole = self.strip(tensor, 0, tensor.location(self.checkpoint).size())?;
+        // Words, so that any number may begin where they do.
+        let bytes = rows.len() * cols * size;
+        turned.resize(bytes.div_ceil(size_of::<u64>()), 0);
+        let out = &mut bytemuck::cast_slice_mut::<u64, u8>(turned)[..bytes];
+        // Lines of a few rows at a time stay in the nearest cache while their columns are gone through.
+        out.par_chunks_mut(PANEL * cols * size).enumerate().for_each(|(panel, out)| {
+            let first = rows.start + panel * PANEL;
+            for (col, published) in whole.chunks_exact(all_columns * size).enumerate() {
+                for (row, out) in out.chunks_exact_mut(cols * size).enumerate() {
+                    let at = (first_column + (first + row) * step) * size;
+                    out[col * size..][..size].copy_from_slice(&published[at..][..size]);
+                }
+            }
+        });
+        Ok(out)
     }
 
     /// Reads the file as loading does, expands every panel, and compares it with the source: a few batches of each at a
@@ -285,7 +321,7 @@ impl Job<'_> {
             let info = info.ok_or_else(|| differs(tensor))?;
             let bytes = &map.bytes()[info.bytes.clone()];
             if info.layout == Layout::RowMajor {
-                let published = self.checkpoint.location(&tensor.source);
+                let published = tensor.location(self.checkpoint);
                 if published.size() != bytes.len() {
                     return Err(differs(tensor));
                 }
@@ -381,17 +417,13 @@ pub(super) fn write_small(
 ) -> Result<(), PackError> {
     let mut unfinished = path.as_os_str().to_owned();
     unfinished.push(".unfinished");
-    let unfinished = PathBuf::from(unfinished);
     let write = || {
-        let mut file = File::create(&unfinished)?;
-        fill(&mut file)?;
-        file.flush()?;
-        file.sync_all()?;
-        fs::rename(&unfinished, path)
+        let mut file = WholeFile::create_as(unfinished.into(), path.to_owned())?;
+        fill(file.file())?;
+        file.finish()
     };
     write().map_err(|error| match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            let _ = fs::remove_file(&unfinished);
             PackError::NoSpace { path: path.into(), needed, available: available_bytes(path.parent().unwrap_or(path)) }
         }
         _ => PackError::io("cannot be written", path)(error),

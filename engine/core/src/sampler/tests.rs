@@ -126,7 +126,7 @@ fn draws_follow_the_tempered_distribution() {
 #[test]
 fn any_position_can_be_drawn_again_in_any_order() {
     let logits: Vec<f32> = (0..300).map(|i| ((i * 31) % 97) as f32 * 0.1).collect();
-    let settings = SamplingParams { top_k: 40, top_p: 0.9, min_p: 0.01, temperature: 0.8, seed: 9 };
+    let settings = SamplingParams { top_k: 40, top_p: 0.9, min_p: 0.01, temperature: 0.8, seed: 9, ..params() };
     let mut first = sampler(settings, logits.len());
     let forward: Vec<_> = (0..100).map(|p| first.sample(&logits, p).expect("finite logits")).collect();
     let mut second = sampler(settings, logits.len());
@@ -216,7 +216,7 @@ proptest! {
     ) {
         let logits: Vec<f32> = steps.iter().map(|s| s.map_or(f32::NEG_INFINITY, |s| s as f32 / 8.0)).collect();
         prop_assume!(logits.iter().any(|l| l.is_finite()));
-        let params = SamplingParams { temperature, top_k, top_p, min_p, seed };
+        let params = SamplingParams { temperature, top_k, top_p, min_p, seed, ..params() };
         let mut sampler = sampler(params, logits.len());
         let support = oracle_support(&logits, &params);
         for step in 0..8u64 {

@@ -10,15 +10,19 @@ use std::time::Instant;
 use numa::{Pinning, Pool};
 use simd::Dtype;
 
-use super::event::{Event, Priority, Refused, Request, SequenceId, Slot};
-use super::sequence::{After, Sequence};
+use super::embedding::{Pool as EmbeddingPool, Pooled};
+use super::event::{Event, Output, Priority, Refused, Request, SequenceId, Slot};
+use super::prefix;
+use super::sequence::{After, Drawn, Sequence};
 use super::timing::Totals;
 use crate::adapter::{Adapter, AdapterError, AdapterFolder, AdapterSet};
 use crate::checkpoint::CheckpointError;
 use crate::homes::NodePages;
+use crate::kv_cache::disk::DiskCache;
+use crate::kv_cache::prefix::{ChainHash, Prefixes};
 use crate::kv_cache::{BlockId, KvCache, KvShape, blocks_for};
 use crate::model::{AdapterRoom, Batch, Model, Row, Workspace};
-use crate::sampler::Sampler;
+use crate::sampler::{Sampler, TOP_LOGPROBS_MAX};
 use crate::text::{Detokenizer, StopStrings, Tokenizer};
 
 /// Sizes of an engine; with them every byte that it will ever take is known.
@@ -34,6 +38,9 @@ pub struct EngineOptions {
     pub width: usize,
     /// Rows of prompts that a step takes.
     pub ubatch_size: usize,
+    /// Sequences that begin alike share what was computed of their beginnings. Takes no memory of its own, and changes no
+    /// bit.
+    pub prefix_cache: bool,
 }
 
 /// Why an engine did not start.
@@ -64,6 +71,12 @@ pub struct Engine<'t> {
     pub(super) eos: Vec<u32>,
     pub(super) options: EngineOptions,
     pub(super) kv: KvCache,
+    pub(super) prefixes: Prefixes,
+    pub(super) disk: Option<DiskCache>,
+    /// Named blocks that are not on disk yet.
+    pub(super) unsaved: VecDeque<(ChainHash, BlockId)>,
+    /// How it computes, at the root of all names.
+    pub(super) described: String,
     pub(super) space: Workspace,
     /// Those that go first, then the others, each in the order in which they came.
     pub(super) waiting: VecDeque<Sequence<'t>>,
@@ -117,11 +130,15 @@ impl<'t> Engine<'t> {
             .map_err(|source| EngineError::KvCache { bytes: shape.bytes(), source })?;
         let space = Workspace::new(&model, pool, options.ubatch_size + options.width, options.width);
         Ok(Self {
+            described: prefix::describe(&model, options.kv_dtype, ""),
             model,
             tokenizer,
             eos,
             options,
             kv,
+            prefixes: Prefixes::new(shape.blocks),
+            disk: None,
+            unsaved: VecDeque::new(),
             space,
             waiting: VecDeque::new(),
             running: Vec::with_capacity(options.width),
@@ -172,9 +189,9 @@ impl<'t> Engine<'t> {
         running.chain(self.waiting.iter().map(Sequence::waiting_slot))
     }
 
-    /// Blocks of keys and values that no sequence owns.
+    /// Blocks of keys and values that no sequence owns: empty ones, and those of the prefix cache, which may be given up.
     pub fn free_blocks(&self) -> usize {
-        self.kv.free_blocks()
+        self.kv.free_blocks() + self.prefixes.unowned()
     }
 
     /// What was done since the start.
@@ -251,8 +268,16 @@ impl<'t> Engine<'t> {
     ///
     /// # Errors
     /// [`Refused`] with the number that would fit. A request that is taken is never cut short for lack of room.
-    pub fn submit(&mut self, request: Request) -> Result<SequenceId, Refused> {
+    pub fn submit(&mut self, mut request: Request) -> Result<SequenceId, Refused> {
         let vocab_size = self.model.config().vocab_size;
+        let pool = match request.output {
+            Output::Text => None,
+            Output::Embedding(pooling) => {
+                request.refuse_what_embeddings_have_not()?;
+                request.max_tokens = 0;
+                Some(EmbeddingPool::new(pooling, request.tokens.len(), self.model.config().hidden_size))
+            }
+        };
         if request.tokens.is_empty() {
             return Err(Refused::EmptyPrompt);
         }
@@ -271,7 +296,18 @@ impl<'t> Engine<'t> {
             }
         }
         let id = SequenceId(self.next_id);
-        let sampler = Sampler::new(request.sampling, self.tokenizer.vocab_size().min(vocab_size))?;
+        let drawable = self.tokenizer.vocab_size().min(vocab_size);
+        if let Some((token, _)) = request.logit_bias.iter().find(|(token, _)| *token as usize >= drawable) {
+            return Err(Refused::BiasedToken { token: *token, vocab_size: drawable });
+        }
+        if let Some(asked) = request.logprobs.filter(|asked| *asked > TOP_LOGPROBS_MAX) {
+            return Err(Refused::Logprobs { asked, most: TOP_LOGPROBS_MAX });
+        }
+        if request.constraint.as_ref().is_some_and(|constraint| !constraint.is_for(self.tokenizer, &self.eos)) {
+            return Err(Refused::ForeignConstraint);
+        }
+        let sampler = Sampler::with_bias(request.sampling, request.logit_bias.clone(), drawable)?
+            .reserving(request.constraint.is_some(), request.logprobs.unwrap_or(0));
         let stop = StopStrings::new(request.stop.clone())?;
         let detokenizer = Detokenizer::showing(self.tokenizer, request.shown_tokens.clone());
         let chosen = request.adapters.iter().map(|(name, scale)| match self.adapters.get(name) {
@@ -280,7 +316,7 @@ impl<'t> Engine<'t> {
         });
         let adapters = AdapterSet::new(chosen.collect::<Result<_, _>>()?)?;
         self.next_id += 1;
-        self.enqueue(Sequence::new(id, request, adapters, sampler, detokenizer, stop));
+        self.enqueue(Sequence::new(id, request, pool, adapters, sampler, detokenizer, stop));
         Ok(id)
     }
 
@@ -291,28 +327,34 @@ impl<'t> Engine<'t> {
     /// and every later step ends in the same way.
     pub fn step(&mut self, events: &mut Vec<Event>) -> Result<(), CheckpointError> {
         self.admit(events);
-        if self.running.is_empty() {
-            return Ok(());
-        }
+        self.take_cached();
         self.choose_rows();
+        if !self.rows.is_empty() {
+            self.compute()?;
+        }
+        events.extend(self.running.iter_mut().filter_map(Sequence::progress));
+        self.draw(events);
+        self.save_blocks();
+        Ok(())
+    }
+
+    /// Computes the rows of this step.
+    fn compute(&mut self) -> Result<(), CheckpointError> {
         let batch = Batch { rows: &self.rows, tables: &self.tables, logits: &self.wanted, adapters: &self.chosen };
         let start = Instant::now();
-        self.model.forward(&batch, &mut self.kv, &mut self.space, &mut ());
+        let mut pooled = Pooled { model: &self.model, batch: &batch, running: &mut self.running };
+        self.model.forward(&batch, &mut self.kv, &mut self.space, &mut pooled);
         let time = start.elapsed();
         self.model.check_intact()?;
 
         let bytes = self.space.bytes_read();
+        self.totals.steps += 1;
+        self.totals.sequences += self.running.len();
         self.totals.time += time;
         self.totals.bytes += bytes;
-        for (sequence, rows) in self.running.iter_mut().zip(&self.taken) {
-            if !sequence.decodes() {
-                self.totals.prefill_tokens += rows;
-            }
-            if *rows > 0 {
-                events.extend(sequence.computed(*rows, time, bytes));
-            }
+        for (sequence, rows) in self.running.iter_mut().zip(&self.taken).filter(|(_, rows)| **rows > 0) {
+            sequence.count(*rows, time, bytes, &mut self.totals);
         }
-        self.draw(events);
         Ok(())
     }
 
@@ -326,7 +368,7 @@ impl<'t> Engine<'t> {
         let mut room = self.options.ubatch_size;
         for priority in [Priority::Interactive, Priority::Background] {
             let prompts = self.running.iter().zip(&mut self.taken);
-            for (sequence, taken) in prompts.filter(|(own, _)| own.priority == priority && !own.decodes()) {
+            for (sequence, taken) in prompts.filter(|(own, _)| own.priority == priority && own.prefills()) {
                 *taken = sequence.pending().min(room);
                 room -= *taken;
             }
@@ -339,7 +381,7 @@ impl<'t> Engine<'t> {
                 sequence: index,
                 experts_per_token: sequence.experts_per_token,
             }));
-            if *rows > 0 && *rows == sequence.pending() {
+            if *rows > 0 && *rows == sequence.pending() && sequence.pool.is_none() {
                 self.wanted.push(self.rows.len() - 1);
             }
         }
@@ -355,6 +397,11 @@ impl<'t> Engine<'t> {
                 index += 1;
                 continue;
             }
+            if let Some(pool) = &sequence.pool {
+                events.push(pool.event(sequence.id));
+                self.remove(index);
+                continue;
+            }
             // The logits of every sequence without pending tokens were wanted, in this order.
             let logits = &self.space.logits()[wanted * vocab_size..][..vocab_size];
             wanted += 1;
@@ -363,12 +410,14 @@ impl<'t> Engine<'t> {
             // Logits that no token came of are counted as read bytes, but not as a token.
             self.totals.generated_tokens += usize::from(drawn.is_ok());
             match drawn {
-                Ok((token, text, After::GoesOn)) => {
-                    events.push(Event::Token { id, token, text });
+                Ok(Drawn { token, text, logprobs, after: After::GoesOn }) => {
+                    events.push(Event::Token { id, token, text, logprobs });
+                    self.publish(index);
                     index += 1;
                 }
-                Ok((token, text, After::Ended(reason))) => {
-                    events.push(Event::Token { id, token, text });
+                Ok(Drawn { token, text, logprobs, after: After::Ended(reason) }) => {
+                    events.push(Event::Token { id, token, text, logprobs });
+                    self.publish(index);
                     events.push(self.remove(index).finished(reason));
                 }
                 Err(error) => {

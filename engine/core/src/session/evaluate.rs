@@ -1,6 +1,7 @@
 //! Logits of every position of given tokens: what `logits` prints, and what perplexity and conformance are made of.
 
 use std::io;
+use std::ops::Range;
 
 use numa::Pool;
 use simd::Dtype;
@@ -53,6 +54,16 @@ impl<'m> Evaluator<'m> {
         self.position = 0;
     }
 
+    /// Forgets the tokens from `position` on: what is fed next comes there, in place of them, and has the bits that it
+    /// would have if they had never been. So many questions share one reading of the text before them.
+    ///
+    /// # Panics
+    /// If so many tokens were never fed.
+    pub fn rewind(&mut self, position: usize) {
+        assert!(position <= self.position, "{position} is beyond the {} tokens that were fed", self.position);
+        self.position = position;
+    }
+
     /// Where the pages of keys and values are, of those that are bound to nodes.
     ///
     /// # Errors
@@ -93,16 +104,48 @@ impl<'m> Evaluator<'m> {
         observer: &mut dyn Observer,
         mut each: impl FnMut(usize, &[f32]) -> Result<(), E>,
     ) -> Result<(), E> {
-        assert!(self.position + tokens.len() <= self.ctx_size, "{} tokens beyond the context", tokens.len());
         let vocab_size = self.model.config().vocab_size;
+        self.chunks_from(tokens, first, observer, |positions, space| {
+            positions.zip(space.logits().chunks_exact(vocab_size)).try_for_each(|(at, logits)| each(at, logits))
+        })
+    }
+
+    /// Like [`feed_from`](Self::feed_from), but `each` gets what `row` makes of a position and its logits. The workers share
+    /// that, which beside a small model is no small part of the work.
+    ///
+    /// # Errors
+    /// Those of [`feed`](Self::feed).
+    ///
+    /// # Panics
+    /// Where [`feed`](Self::feed) does.
+    pub fn map_from<T: Send, E: From<CheckpointError>>(
+        &mut self,
+        tokens: &[u32],
+        first: usize,
+        row: impl Fn(usize, &[f32]) -> T + Sync,
+        mut each: impl FnMut(usize, T) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.chunks_from(tokens, first, &mut (), |positions, space| {
+            let made = space.map_logits(positions.len(), |index, logits| row(positions.start + index, logits));
+            positions.zip(made).try_for_each(|(at, made)| each(at, made))
+        })
+    }
+
+    /// Computes `tokens` chunk by chunk; after each `each` gets the positions whose logits are in the workspace.
+    fn chunks_from<E: From<CheckpointError>>(
+        &mut self,
+        tokens: &[u32],
+        first: usize,
+        observer: &mut dyn Observer,
+        mut each: impl FnMut(Range<usize>, &mut Workspace) -> Result<(), E>,
+    ) -> Result<(), E> {
+        assert!(self.position + tokens.len() <= self.ctx_size, "{} tokens beyond the context", tokens.len());
         let wanted: Vec<usize> = (0..self.chunk).collect();
         for chunk in tokens.chunks(self.chunk) {
             let start = self.position;
-            let wanted = &wanted[first.saturating_sub(start).min(chunk.len())..chunk.len()];
-            self.step(chunk, wanted, observer)?;
-            for (index, logits) in wanted.iter().zip(self.space.logits().chunks_exact(vocab_size)) {
-                each(start + index, logits)?;
-            }
+            let context = first.saturating_sub(start).min(chunk.len());
+            self.step(chunk, &wanted[context..chunk.len()], observer)?;
+            each(start + context..start + chunk.len(), &mut self.space)?;
         }
         Ok(())
     }

@@ -4,7 +4,8 @@ use std::num::NonZeroUsize;
 
 use super::timing::Timings;
 use crate::adapter::AdapterSetError;
-use crate::sampler::{SampleError, SamplingError, SamplingParams};
+use crate::constraint::{Constraint, ConstraintError};
+use crate::sampler::{SampleError, SamplingError, SamplingParams, TokenLogprobs};
 use crate::text::TextError;
 
 /// A prompt and how to go on from it.
@@ -25,8 +26,39 @@ pub struct Request {
     pub shown_tokens: Vec<u32>,
     /// Names of loaded adapters, each with a factor of what it adds; their order means nothing.
     pub adapters: Vec<(String, f32)>,
+    /// Added to the logits of these tokens before each draw, each from -100 to 100, as in the OpenAI API. What is given
+    /// twice for a token adds up.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Tell each token's log-probability, and those of the so many most probable ones, up to
+    /// [`TOP_LOGPROBS_MAX`](crate::sampler::TOP_LOGPROBS_MAX).
+    pub logprobs: Option<usize>,
+    /// What the text has to be.
+    pub constraint: Option<Constraint>,
+    /// What is asked for; `max_tokens` counts for text alone.
+    pub output: Output,
     /// Before whom it goes, and who goes before it.
     pub priority: Priority,
+}
+
+/// What comes of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Output {
+    /// Tokens after the prompt.
+    #[default]
+    Text,
+    /// One vector for the prompt: [`Event::Embedded`].
+    Embedding(Pooling),
+}
+
+/// How the final hidden states `[prompt_tokens, hidden_size]`, after the last norm, become one vector `[hidden_size]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// That of the last token, which has seen all others: Qwen3-Embedding, E5-Mistral.
+    Last,
+    /// Their mean.
+    Mean,
+    /// That of the first token (`cls`).
+    First,
 }
 
 /// Who goes first where sequences want the same room.
@@ -51,7 +83,27 @@ impl Request {
             experts_per_token: None,
             shown_tokens: Vec::new(),
             adapters: Vec::new(),
+            logit_bias: Vec::new(),
+            logprobs: None,
+            constraint: None,
+            output: Output::Text,
             priority: Priority::default(),
+        }
+    }
+}
+
+impl Request {
+    /// Names the first field that is for generated text, if it is set.
+    pub(super) fn refuse_what_embeddings_have_not(&self) -> Result<(), Refused> {
+        let set = [
+            ("logit_bias", !self.logit_bias.is_empty()),
+            ("logprobs", self.logprobs.is_some()),
+            ("constraint", self.constraint.is_some()),
+            ("stop", !self.stop.is_empty()),
+        ];
+        match set.into_iter().find(|(_, set)| *set) {
+            Some((field, _)) => Err(Refused::NotForEmbedding { field }),
+            None => Ok(()),
         }
     }
 }
@@ -137,6 +189,31 @@ pub enum Refused {
         /// Experts that a request may have.
         most: usize,
     },
+    /// A bias for a token that the tokenizer does not have.
+    #[error("`logit_bias` has token {token}, which is not in the vocabulary of {vocab_size}")]
+    BiasedToken {
+        /// The id.
+        token: u32,
+        /// Tokens that can be drawn.
+        vocab_size: usize,
+    },
+    /// More probable tokens than a request may ask for.
+    #[error("`logprobs` asks for the {asked} most probable tokens, but there may be up to {most}")]
+    Logprobs {
+        /// Tokens asked for.
+        asked: usize,
+        /// Tokens that may be asked for.
+        most: usize,
+    },
+    /// The constraint was compiled for another vocabulary or other ends than this engine has.
+    #[error("the constraint was not compiled for the tokenizer and the end tokens of this engine")]
+    ForeignConstraint,
+    /// An embedding whose request has what only a text can have.
+    #[error("`{field}` is for generated text, but an embedding was asked for")]
+    NotForEmbedding {
+        /// The field of the request.
+        field: &'static str,
+    },
     /// A sampling parameter is out of its range.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
@@ -165,6 +242,17 @@ pub enum SequenceError {
     /// Its tokens are no text.
     #[error(transparent)]
     Text(#[from] TextError),
+    /// What may follow under its constraint is too much to compute.
+    #[error(transparent)]
+    Constraint(#[from] ConstraintError),
+    /// Its final hidden states are broken numbers.
+    #[error("number {index} of the embedding is {value}: this sequence's numbers are broken")]
+    NonFiniteEmbedding {
+        /// The first such number.
+        index: usize,
+        /// It.
+        value: f32,
+    },
 }
 
 /// What a step brought.
@@ -187,6 +275,17 @@ pub enum Event {
         token: u32,
         /// Text that can be shown now; may be empty while a character or a stop string is incomplete.
         text: String,
+        /// How probable it was, if the request asked.
+        logprobs: Option<Box<TokenLogprobs>>,
+    },
+    /// The vector that was asked for; the sequence ended.
+    Embedded {
+        /// The sequence.
+        id: SequenceId,
+        /// The vector `[hidden_size]`, as long as it came out: [`normalize`](super::normalize) makes its length 1.
+        values: Vec<f32>,
+        /// Tokens of the prompt.
+        prompt_tokens: usize,
     },
     /// The sequence ended.
     Finished {
@@ -219,6 +318,8 @@ pub enum FinishReason {
 pub struct Completion {
     /// Generated token ids, the ending one included.
     pub tokens: Vec<u32>,
+    /// How probable each of them was, if the request asked; else none.
+    pub logprobs: Vec<TokenLogprobs>,
     /// Their text, without stop strings, and without control tokens save those that were to be shown.
     pub text: String,
     /// Why it ended.

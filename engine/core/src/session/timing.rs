@@ -6,10 +6,14 @@ use std::time::Duration;
 /// overlap.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Timings {
-    /// Tokens of the prompt.
+    /// Tokens of the prompt that were computed: all but those from the prefix cache.
     pub prefill_tokens: usize,
     /// Steps in which tokens of the prompt were computed.
     pub prefill: Duration,
+    /// Tokens computed once more, because they were given up while the sequence was suspended.
+    pub recomputed_tokens: usize,
+    /// Steps in which nothing else was done for the sequence.
+    pub recompute: Duration,
     /// Tokens after the first.
     pub decode_tokens: usize,
     /// Steps in which those were computed.
@@ -38,8 +42,22 @@ impl Timings {
 /// What an engine has done since it started.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Totals {
+    /// Steps computed.
+    pub steps: usize,
+    /// Sequences that had room in them, added up.
+    pub sequences: usize,
     /// Tokens of prompts computed.
     pub prefill_tokens: usize,
+    /// Tokens of prompts taken from the prefix cache instead.
+    pub cached_tokens: usize,
+    /// Tokens computed once more for sequences that had been suspended.
+    pub recomputed_tokens: usize,
+    /// Times that a sequence was suspended.
+    pub suspensions: usize,
+    /// Blocks of the prefix cache that were given up for room.
+    pub evicted_blocks: usize,
+    /// Blocks of the prefix cache that came from disk.
+    pub blocks_from_disk: usize,
     /// Tokens drawn.
     pub generated_tokens: usize,
     /// Time in steps.

@@ -57,6 +57,27 @@ impl CivilTime {
         }
     }
 
+    /// The beginning of a day, written as `2026-11-23`; years have four digits. `None` for what is no day.
+    pub fn from_iso_date(text: &str) -> Option<Self> {
+        let mut parts = text.splitn(3, '-');
+        let mut number = |digits: usize| {
+            let part = parts.next().filter(|part| part.len() == digits && part.bytes().all(|b| b.is_ascii_digit()));
+            part.and_then(|part| part.parse::<i64>().ok())
+        };
+        let (year, month, day) = (number(4)?, number(2)?, number(2)?);
+        // The inverse of the days in `from_unix`; what is no day comes back as another one.
+        let year_from_march = year - i64::from(month <= 2);
+        let (era, year_of_era) = (year_from_march.div_euclid(400), year_from_march.rem_euclid(400));
+        let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+        let days = era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468;
+        Some(Self::from_unix(days * 86_400, 0)).filter(|time| time.iso_date() == text)
+    }
+
+    /// The day, as `2026-11-23`.
+    pub fn iso_date(&self) -> String {
+        format!("{:04}-{:02}-{:02}", self.year, self.month, self.day)
+    }
+
     /// Python's `strftime` in the C locale. An error is the directive that is not supported.
     pub fn strftime(&self, format: &str) -> Result<String, String> {
         let month = MONTHS[usize::from(self.month) - 1];
@@ -87,7 +108,7 @@ impl CivilTime {
                 Some('b' | 'h') => month[..3].into(),
                 Some('A') => weekday.into(),
                 Some('a') => weekday[..3].into(),
-                Some('F') => format!("{}-{:02}-{:02}", self.year, self.month, self.day),
+                Some('F') => self.iso_date(),
                 Some('T') => format!("{:02}:{:02}:{:02}", self.hour, self.minute, self.second),
                 Some('%') => "%".into(),
                 Some(other) => return Err(format!("%{other}")),
@@ -114,6 +135,34 @@ mod tests {
             (-1, 0, "1969-12-31 23:59:59 Wed Wednesday Dec December 31 69 11 PM 1969-12-31 23:59:59 100%"),
         ] {
             assert_eq!(CivilTime::from_unix(seconds, offset).strftime(format).as_deref(), Ok(want));
+        }
+    }
+
+    #[test]
+    fn every_day_is_read_back_and_what_is_no_day_is_not() {
+        for days in -200_000..200_000 {
+            let day = CivilTime::from_unix(days * 86_400, 0);
+            assert_eq!(CivilTime::from_iso_date(&day.iso_date()), Some(day));
+        }
+        for text in [
+            "",
+            "2026",
+            "2026-11",
+            "2026-11-31",
+            "2026-02-29",
+            "1900-02-29",
+            "2026-13-01",
+            "2026-00-01",
+            "2026-01-00",
+            "2026-1-01",
+            "26-01-01",
+            "2026-01-01-",
+            "2026-01-01T00",
+            "+026-01-01",
+            "2026/01/01",
+            " 2026-01-01",
+        ] {
+            assert_eq!(CivilTime::from_iso_date(text), None, "{text}");
         }
     }
 

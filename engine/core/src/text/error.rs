@@ -125,6 +125,16 @@ pub enum TextError {
         /// Where the template came from.
         path: PathBuf,
     },
+    /// An option that would decide nothing, or that is not the caller's to give.
+    #[error("chat template {}: option `{name}` {reason}", path.display())]
+    TemplateOption {
+        /// Where the template came from.
+        path: PathBuf,
+        /// The variable.
+        name: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// A message part that is not text.
     #[error("message {index} holds a part of type `{kind}`, but this model's template takes text only")]
     UnsupportedPart {

@@ -14,13 +14,14 @@ mod civil_time;
 mod detokenize;
 mod generation_config;
 mod message;
+mod reasoning_effort;
 mod speech;
 mod stop;
 mod template;
 mod tokenizer;
 
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 #[cfg(test)]
 mod tokenizer_tests;
 
@@ -29,6 +30,8 @@ pub use detokenize::Detokenizer;
 pub use error::TextError;
 pub use generation_config::GenerationDefaults;
 pub use message::{Content, Message};
+pub use reasoning_effort::ReasoningEffort;
+pub(crate) use speech::marks;
 pub use speech::{CallFormat, Speech, SpeechEvent, SpeechFormat, SpeechParser, ToolCall, Tools};
 pub use stop::{StopOutcome, StopStrings};
 pub use template::{ChatTemplate, RenderOptions};

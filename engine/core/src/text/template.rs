@@ -44,6 +44,9 @@ const OUTPUT_BYTES_BASE: usize = 1 << 20;
 /// Templates compare roles, and some models have a token of the same spelling, so these are never masked.
 const ROLES: [&str; 7] = ["system", "developer", "user", "assistant", "tool", "function", "ipython"];
 
+/// Variables that rendering sets, whatever the caller gives beside them.
+const FIXED: [&str; 3] = ["messages", "tools", "add_generation_prompt"];
+
 /// The chat templates of one model; most have one.
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
@@ -165,6 +168,42 @@ impl ChatTemplate {
     /// Those of [`render`](Self::render) that do not depend on messages: there is no template for these options.
     pub fn speech_format(&self, options: &RenderOptions) -> Result<SpeechFormat, TextError> {
         Ok(SpeechFormat::of_template(&self.source_for(options)?.text))
+    }
+
+    /// Whether a prompt may hold the date: whoever renders it again later has to say the same time.
+    pub fn asks_for_time(&self) -> bool {
+        self.sources.iter().any(|source| has_word(&source.text, "strftime_now"))
+    }
+
+    /// Refuses options that would change nothing, or that come to nothing: a variable whose name the template holds
+    /// nowhere, one that is set here in any case, one that is given twice.
+    ///
+    /// A name that stands in a comment only goes unnoticed. None that is refused here can be read by the template.
+    ///
+    /// # Errors
+    /// [`TextError::TemplateOption`] with the variable's name.
+    pub fn check_options(&self, options: &RenderOptions) -> Result<(), TextError> {
+        let source = self.source_for(options)?;
+        let refused = |name: &str, reason| {
+            // A name may come from a request.
+            let name = name.chars().take(60).collect();
+            Err(TextError::TemplateOption { path: self.path.clone(), name, reason })
+        };
+        for name in options.extra.keys() {
+            if FIXED.contains(&name.as_str()) || self.special_tokens.contains_key(name) {
+                return refused(name, "is always set, and by nobody else");
+            }
+            if name == "enable_thinking" && options.enable_thinking.is_some() {
+                return refused(name, "is given twice");
+            }
+        }
+        let thinking = options.enable_thinking.map(|_| "enable_thinking");
+        let tools = options.tools.as_ref().map(|_| "tools");
+        let given = options.extra.keys().map(String::as_str).chain(thinking).chain(tools);
+        match given.into_iter().find(|name| !has_word(&source.text, name)) {
+            Some(name) => refused(name, "is nowhere in it, so it would change nothing; this model was not made for it"),
+            None => Ok(()),
+        }
     }
 
     fn render_with(
@@ -337,6 +376,11 @@ fn mask(value: &mut Value, masking: &Masking) {
         }
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
+}
+
+/// Whether `name` stands anywhere in a template, as a word. One that has it nowhere cannot read the variable.
+fn has_word(template: &str, name: &str) -> bool {
+    template.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == name)
 }
 
 /// `{% generation %}` marks what training looks at; it prints its body in a scope of its own, as `with` does.

@@ -1,5 +1,7 @@
 //! What does not fit is refused with its numbers; what breaks says so and loses nothing.
 
+use engine_core::text::CivilTime;
+
 use super::*;
 use crate::{StepKind, Store, StoreError};
 
@@ -109,6 +111,26 @@ fn a_store_that_is_something_else_is_left_alone_and_named() {
     drop(night);
     let error = run(newer.path(), &mut Fake::new()).unwrap_err().to_string();
     assert!(error.contains("version 99") && error.contains("newer"), "{error}");
+}
+
+#[test]
+fn a_store_of_the_first_version_keeps_its_records_and_its_jobs_get_a_date() {
+    let folder = folder();
+    let first = run(folder.path(), &mut Fake::new()).unwrap();
+    let night = prepare(Job::load(&folder.path().join("job.toml")).unwrap(), None).unwrap();
+    night.store().store().back_to_version_1();
+    drop(night);
+
+    let mut fake = Fake::new();
+    assert_eq!(run(folder.path(), &mut fake).unwrap().reused, first.steps);
+    let night = prepare(Job::load(&folder.path().join("job.toml")).unwrap(), None).unwrap();
+    assert_eq!(night.store().date().unwrap(), None);
+    let day = |text| CivilTime::from_iso_date(text).unwrap();
+    assert_eq!(night.date(day("2026-11-23")).unwrap(), day("2026-11-23"));
+    drop(night);
+    // On another day, by another process.
+    let night = prepare(Job::load(&folder.path().join("job.toml")).unwrap(), None).unwrap();
+    assert_eq!(night.date(day("2026-11-24")).unwrap(), day("2026-11-23"));
 }
 
 #[test]

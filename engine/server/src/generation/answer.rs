@@ -10,6 +10,7 @@ use axum::body::Body;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use engine_core::sampler::TokenLogprobs;
 use engine_core::text::ToolCall;
 use serde_json::Value;
 use tokio::time::timeout;
@@ -23,6 +24,7 @@ use crate::error::ApiError;
 pub(crate) struct Answer {
     pub(crate) content: String,
     pub(crate) reasoning: String,
+    pub(crate) logprobs: Vec<TokenLogprobs>,
     /// Calls with their ids.
     pub(crate) calls: Vec<(String, ToolCall)>,
     pub(crate) end: Option<End>,
@@ -37,7 +39,10 @@ pub(crate) async fn collect(mut choices: Choices) -> Result<(Vec<Answer>, Usage)
             match update {
                 Update::Prefill { .. } => {}
                 Update::Reasoning { index, text } => answers[index].reasoning.push_str(&text),
-                Update::Content { index, text } => answers[index].content.push_str(&text),
+                Update::Content { index, text, logprobs } => {
+                    answers[index].content.push_str(&text);
+                    answers[index].logprobs.extend(logprobs);
+                }
                 Update::ToolCall { index, id, call, .. } => answers[index].calls.push((id, call)),
                 Update::End { index, end } => answers[index].end = Some(end),
             }

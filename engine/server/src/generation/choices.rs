@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use engine_core::sampler::TokenLogprobs;
 use engine_core::session::{FinishReason, Timings};
 use engine_core::text::{SpeechEvent, SpeechParser, ToolCall};
 use serde::Serialize;
@@ -18,11 +19,30 @@ use crate::served::Shared;
 /// What a piece of an answer is.
 #[derive(Debug)]
 pub(crate) enum Update {
-    Prefill { done: usize, total: usize },
-    Reasoning { index: usize, text: String },
-    Content { index: usize, text: String },
-    ToolCall { index: usize, number: usize, id: String, call: ToolCall },
-    End { index: usize, end: End },
+    Prefill {
+        done: usize,
+        total: usize,
+    },
+    Reasoning {
+        index: usize,
+        text: String,
+    },
+    /// With the tokens that it came of, where they were asked for.
+    Content {
+        index: usize,
+        text: String,
+        logprobs: Vec<TokenLogprobs>,
+    },
+    ToolCall {
+        index: usize,
+        number: usize,
+        id: String,
+        call: ToolCall,
+    },
+    End {
+        index: usize,
+        end: End,
+    },
 }
 
 /// Why an answer ended.
@@ -112,6 +132,7 @@ struct Choice {
     tokens: usize,
     /// Tokens whose text was not told yet.
     untold: usize,
+    untold_logprobs: Vec<TokenLogprobs>,
     reasoning_tokens: usize,
     prompt_tokens: usize,
 }
@@ -134,6 +155,7 @@ impl Choices {
             calls: 0,
             tokens: 0,
             untold: 0,
+            untold_logprobs: Vec::new(),
             reasoning_tokens: 0,
             prompt_tokens: prompted.tokens.len(),
         };
@@ -155,8 +177,10 @@ impl Choices {
         let (index, event) = self.running.next().await?;
         Some(match event {
             SequenceEvent::Prefill { done, total } => Ok(vec![Update::Prefill { done, total }]),
-            SequenceEvent::Token { text } => {
+            SequenceEvent::Embedded(_) => Err(ApiError::engine("a vector came where text was asked for")),
+            SequenceEvent::Token { text, logprobs } => {
                 let choice = &mut self.choices[index];
+                choice.untold_logprobs.extend(logprobs.map(|logprobs| *logprobs));
                 choice.tokens += 1;
                 choice.untold += 1;
                 let events = choice.parser.as_mut().map(|parser| parser.push(&text)).unwrap_or_default();
@@ -165,6 +189,17 @@ impl Choices {
             SequenceEvent::Finished(completion) => {
                 let parser = self.choices[index].parser.take();
                 let mut updates = self.told(index, parser.map(SpeechParser::finish).unwrap_or_default());
+                // Tokens without text of their own: the one that ends a text, or a character cut in half.
+                let rest = std::mem::take(&mut self.choices[index].untold_logprobs);
+                if !rest.is_empty() && self.choices[index].calls == 0 {
+                    match updates.iter_mut().rev().find_map(|update| match update {
+                        Update::Content { logprobs, .. } => Some(logprobs),
+                        _ => None,
+                    }) {
+                        Some(logprobs) => logprobs.extend(rest),
+                        None => updates.push(Update::Content { index, text: String::new(), logprobs: rest }),
+                    }
+                }
                 // A choice that was cut after its call has its end already.
                 if !updates.iter().any(|update| matches!(update, Update::End { .. })) {
                     let reason = match completion.finish_reason {
@@ -186,12 +221,13 @@ impl Choices {
         for event in events {
             let choice = &mut self.choices[index];
             let untold = std::mem::take(&mut choice.untold);
+            let logprobs = std::mem::take(&mut choice.untold_logprobs);
             match event {
                 SpeechEvent::Reasoning(text) => {
                     choice.reasoning_tokens += untold;
                     updates.push(Update::Reasoning { index, text });
                 }
-                SpeechEvent::Content(text) => updates.push(Update::Content { index, text }),
+                SpeechEvent::Content(text) => updates.push(Update::Content { index, text, logprobs }),
                 SpeechEvent::ToolCall(call) => {
                     let number = choice.calls;
                     choice.calls += 1;

@@ -3,10 +3,11 @@
 //! Unknown fields are passed over. A field that is known and asks for what this version or this run cannot do is refused by
 //! its name: an ignored `seed` or `repeat_penalty` would be noticed by nobody.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
 use engine_core::config::ModelConfig;
-use engine_core::sampler::SamplingParams;
+use engine_core::sampler::{SamplingParams, TOP_LOGPROBS_MAX};
 use engine_core::session::Priority;
 use engine_core::text::StopStrings;
 use serde::Deserialize;
@@ -52,6 +53,16 @@ pub(crate) struct Controls {
     /// `interactive` goes before `background`.
     #[schema(value_type = Option<String>)]
     pub(crate) priority: Option<Priority>,
+    /// Divides the logits of tokens that were there; 1 is off.
+    #[serde(alias = "repeat_penalty")]
+    pub(crate) repetition_penalty: Option<f32>,
+    /// Taken once from the logits of tokens that were generated, from -2 to 2.
+    pub(crate) presence_penalty: Option<f32>,
+    /// Taken from the logits of tokens as often as they were generated, from -2 to 2.
+    pub(crate) frequency_penalty: Option<f32>,
+    /// Added to the logits of tokens: ids with numbers from -100 to 100.
+    #[schema(value_type = Option<Object>)]
+    pub(crate) logit_bias: Option<BiasField>,
     /// Adapters by their number in `GET /lora-adapters`, each with a factor.
     pub(crate) lora: Option<Vec<AdapterChoice>>,
 }
@@ -70,6 +81,14 @@ pub(crate) struct AdapterChoice {
     id: usize,
     /// Factor of what it adds.
     scale: f32,
+}
+
+/// Biases as OpenAI has them, or as llama-server has.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged, expecting = "an object of token ids with numbers, or a list of pairs of them")]
+pub(crate) enum BiasField {
+    ByToken(BTreeMap<String, f32>),
+    Pairs(Vec<(u32, f32)>),
 }
 
 /// A text or a list of texts.
@@ -105,7 +124,9 @@ impl Controls {
         let top_k = match self.top_k {
             None => plain.top_k,
             Some(top_k) if top_k >= -1 => usize::try_from(top_k).unwrap_or(0),
-            Some(top_k) => return Err(ApiError::field("top_k", format!("`top_k` is {top_k}, but it must be at least -1 (off)"))),
+            Some(top_k) => {
+                return Err(ApiError::field("top_k", format!("`top_k` is {top_k}, but it must be at least -1 (off)")));
+            }
         };
         let params = SamplingParams {
             temperature: self.temperature.unwrap_or(plain.temperature),
@@ -113,6 +134,9 @@ impl Controls {
             top_p: self.top_p.unwrap_or(plain.top_p),
             min_p: self.min_p.unwrap_or(plain.min_p),
             seed: plain.seed,
+            repetition_penalty: self.repetition_penalty.unwrap_or(plain.repetition_penalty),
+            presence_penalty: self.presence_penalty.unwrap_or(plain.presence_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(plain.frequency_penalty),
         };
         params.validate().map_err(|error| ApiError::field(error.field, error.to_string()))?;
         Ok(params)
@@ -134,6 +158,28 @@ impl Controls {
             Ok(n) if (1..=CHOICES_MAX).contains(&n) => Ok(n),
             _ => Err(ApiError::field("n", format!("`n` must be from 1 to {CHOICES_MAX}"))),
         }
+    }
+
+    pub(super) fn logit_bias(&self, model: &ServedModel) -> Result<Vec<(u32, f32)>, ApiError> {
+        let wrong = |token: &str| ApiError::field("logit_bias", format!("`{token}` is no token id of this model"));
+        let biases = match &self.logit_bias {
+            None => Vec::new(),
+            Some(BiasField::Pairs(pairs)) => pairs.clone(),
+            Some(BiasField::ByToken(map)) => {
+                let pair = |(token, bias): (&String, &f32)| Ok((token.parse().map_err(|_| wrong(token))?, *bias));
+                map.iter().map(pair).collect::<Result<_, ApiError>>()?
+            }
+        };
+        let vocab_size = model.tokenizer.vocab_size().min(model.config.vocab_size);
+        for (token, bias) in &biases {
+            if *token as usize >= vocab_size {
+                return Err(wrong(&token.to_string()));
+            }
+            if !(-100.0..=100.0).contains(bias) {
+                return Err(ApiError::field("logit_bias", format!("{bias} for token {token} is not from -100 to 100")));
+            }
+        }
+        Ok(biases)
     }
 
     pub(super) fn max_tokens(&self, model: &ServedModel, prompt: usize, prompt_field: &str) -> Result<usize, ApiError> {
@@ -178,7 +224,10 @@ impl Controls {
         let mut adapters: Vec<(String, f32)> = Vec::new();
         for AdapterChoice { id, scale } in chosen {
             let Some(adapter) = loaded.get(*id) else {
-                return Err(ApiError::field("lora", format!("there is no adapter number {id}; {} are loaded", loaded.len())));
+                return Err(ApiError::field(
+                    "lora",
+                    format!("there is no adapter number {id}; {} are loaded", loaded.len()),
+                ));
             };
             if !scale.is_finite() || adapters.iter().any(|(name, _)| *name == adapter.name) {
                 return Err(ApiError::field("lora", "each adapter may be named once, with a finite scale"));
@@ -187,6 +236,16 @@ impl Controls {
         }
         adapters.retain(|(_, scale)| *scale != 0.0);
         Ok(adapters)
+    }
+}
+
+/// So many probable tokens, or an error.
+pub(crate) fn check_top_logprobs(top: Option<usize>, field: &str) -> Result<(), ApiError> {
+    match top {
+        Some(top) if top > TOP_LOGPROBS_MAX => {
+            Err(ApiError::field(field, format!("`{field}` is {top}, but it may be up to {TOP_LOGPROBS_MAX}")))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -247,14 +306,22 @@ const UNSUPPORTED: [(&str, Neutral, &str); 32] = [
     ("stop_token_ids", is_empty, "send texts, in `stop`"),
     ("typical_p", is_one, "there is no such filter here; `min_p` is"),
     ("tfs_z", is_one, "there is no such filter here; `min_p` is"),
-    ("top_n_sigma", |value| value.as_f64().is_some_and(|value| value <= 0.0), "there is no such filter here; `min_p` is"),
+    (
+        "top_n_sigma",
+        |value| value.as_f64().is_some_and(|value| value <= 0.0),
+        "there is no such filter here; `min_p` is",
+    ),
     ("xtc_probability", is_zero, "there is no such filter here"),
     ("mirostat", is_zero, "there is no such way of drawing here"),
     ("dynatemp_range", is_zero, "the temperature is one number here"),
     ("dry_multiplier", is_zero, "there is no such penalty here"),
     ("samplers", is_empty, "the order is top_k, top_p, min_p, temperature"),
     ("return_router", is_false, "routers are seen by `nightmonk logits --router` only"),
-    ("rope_freq_base", never, "rotary frequencies are those of the whole run: start the server with `--rope-freq-base`"),
+    (
+        "rope_freq_base",
+        never,
+        "rotary frequencies are those of the whole run: start the server with `--rope-freq-base`",
+    ),
     ("rope_freq_scale", never, "rotary frequencies are those of the whole run: start the server with `--rope-scale`"),
     ("rope_scaling", never, "rotary frequencies are those of the whole run: start the server with `--rope-scaling`"),
     ("rope_scale", never, "rotary frequencies are those of the whole run: start the server with `--rope-scale`"),
@@ -265,9 +332,17 @@ const UNSUPPORTED: [(&str, Neutral, &str); 32] = [
 
 /// Refuses the first field that asks for what there is not, by name.
 pub(crate) fn refuse_unsupported(input: &Input) -> Result<(), ApiError> {
+    refuse_unsupported_of(|name| input.field(name), "")
+}
+
+/// The same for fields that stand under a `prefix`.
+pub(crate) fn refuse_unsupported_of<'v>(
+    field: impl Fn(&str) -> Option<&'v Value>,
+    prefix: &str,
+) -> Result<(), ApiError> {
     for (name, is_neutral, help) in UNSUPPORTED {
-        if input.field(name).is_some_and(|value| !is_neutral(value)) {
-            return Err(ApiError::unsupported(name, help));
+        if field(name).is_some_and(|value| !value.is_null() && !is_neutral(value)) {
+            return Err(ApiError::unsupported(format!("{prefix}{name}"), help));
         }
     }
     Ok(())

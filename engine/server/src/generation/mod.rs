@@ -3,12 +3,18 @@
 mod answer;
 mod choices;
 mod controls;
+pub(crate) mod embed;
+mod form;
+pub(crate) mod logprobs;
 mod prompt;
 mod stream;
 
 pub(crate) use answer::{Answer, collect, patiently};
 pub(crate) use choices::{Choices, End, Reason, Update, Usage};
-pub(crate) use controls::{Controls, OneOrMany, experts_per_token_max, refuse_unsupported};
+pub(crate) use controls::{
+    Controls, OneOrMany, check_top_logprobs, experts_per_token_max, refuse_unsupported, refuse_unsupported_of,
+};
+pub(crate) use form::Form;
 pub(crate) use prompt::{ChatPrompt, Prompted, TextPrompt, in_background};
 pub(crate) use stream::{Dialect, stream};
 
@@ -18,6 +24,15 @@ use engine_core::session::Request;
 
 use crate::error::ApiError;
 use crate::served::{Shared, random};
+
+/// What else is wanted of an answer.
+#[derive(Debug, Default)]
+pub(crate) struct Wants {
+    /// What it has to be.
+    pub(crate) form: Option<Form>,
+    /// How probable its tokens were, and so many others.
+    pub(crate) logprobs: Option<usize>,
+}
 
 /// What a request asks of the engine, checked.
 pub(crate) struct Generation {
@@ -33,14 +48,17 @@ impl Generation {
         controls: &Controls,
         prompts: Vec<Prompted>,
         prompt_field: &str,
+        wants: &Wants,
     ) -> Result<Self, ApiError> {
         let sampling = controls.sampling(&shared.model)?;
         let stop = controls.stop()?;
         let n = controls.n()?;
         let adapters = controls.adapters(shared)?;
+        let logit_bias = controls.logit_bias(&shared.model)?;
         let mut this = Self { requests: Vec::new(), prompts: Vec::new(), parallel_calls: true };
         for prompted in prompts {
             let max_tokens = controls.max_tokens(&shared.model, prompted.tokens.len(), prompt_field)?;
+            let constraint = wants.form.as_ref().map(|form| form.constraint(shared, &prompted)).transpose()?;
             let prompted = Arc::new(prompted);
             for choice in 0..n {
                 let mut request = Request::new(prompted.tokens.clone(), max_tokens, sampling);
@@ -51,6 +69,9 @@ impl Generation {
                 request.shown_tokens.clone_from(&prompted.shown_tokens);
                 request.adapters.clone_from(&adapters);
                 request.experts_per_token = controls.experts_per_token(&shared.model)?;
+                request.logit_bias.clone_from(&logit_bias);
+                request.logprobs = wants.logprobs;
+                request.constraint.clone_from(&constraint);
                 request.priority = controls.priority.unwrap_or_default();
                 this.requests.push(request);
                 this.prompts.push(Arc::clone(&prompted));

@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use engine_core::text::{ChatTemplate, CivilTime, Message, RenderOptions, SpeechFormat, SpeechParser, TextError, Tools};
+use engine_core::text::{
+    ChatTemplate, CivilTime, Message, RenderOptions, SpeechFormat, SpeechParser, TextError, Tools,
+};
 use serde_json::{Map, Value};
 
 use crate::error::ApiError;
@@ -14,15 +16,21 @@ use crate::served::{ServedModel, Shared, unix_seconds};
 pub(crate) struct Prompted {
     pub(crate) tokens: Vec<u32>,
     pub(crate) shown_tokens: Vec<u32>,
-    format: SpeechFormat,
+    pub(super) format: SpeechFormat,
     tools: Tools,
-    end: String,
+    pub(super) end: String,
 }
 
 impl Prompted {
     /// A prompt of these tokens, whose answer is plain text.
     pub(crate) fn plain(tokens: Vec<u32>) -> Self {
-        Self { tokens, shown_tokens: Vec::new(), format: SpeechFormat::PLAIN, tools: Tools::default(), end: String::new() }
+        Self {
+            tokens,
+            shown_tokens: Vec::new(),
+            format: SpeechFormat::PLAIN,
+            tools: Tools::default(),
+            end: String::new(),
+        }
     }
 
     pub(crate) fn parser(&self) -> SpeechParser {

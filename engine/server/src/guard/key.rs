@@ -76,7 +76,8 @@ pub fn key_file(path: &Path, make: bool) -> Result<Vec<String>, KeyFileError> {
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(not_keys()),
                 Err(error) => return Err(failed(error)),
             }
-            let keys: Vec<String> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(Into::into).collect();
+            let keys: Vec<String> =
+                text.lines().map(str::trim).filter(|line| !line.is_empty()).map(Into::into).collect();
             if keys.is_empty() { Err(KeyFileError::Empty { path: path.into() }) } else { Ok(keys) }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound && make => {
@@ -91,8 +92,7 @@ pub fn key_file(path: &Path, make: bool) -> Result<Vec<String>, KeyFileError> {
             }
             // Written beside and renamed: a start that is cut off leaves no half of a key.
             let beside = path.with_extension(format!("new-{}", std::process::id()));
-            let mut file =
-                OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside).map_err(failed)?;
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside).map_err(failed)?;
             file.write_all(format!("{key}\n").as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
             fs::rename(&beside, path).map_err(failed)?;
             Ok(vec![key])

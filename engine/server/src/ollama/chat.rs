@@ -15,7 +15,8 @@ use super::options::Options;
 use super::{Lines, Shape, answered, call, figures};
 use crate::error::ApiError;
 use crate::generation::{
-    Answer, ChatPrompt, Controls, Generation, Prompted, TextPrompt, collect, in_background, patiently, stream,
+    Answer, ChatPrompt, Controls, Form, Generation, Prompted, TextPrompt, Wants, collect, in_background, patiently,
+    refuse_unsupported_of, stream,
 };
 use crate::input::Input;
 use crate::openai::chat::{Tool, check_parts, offered};
@@ -101,7 +102,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Body>, shape: Shape) -> Re
     }
     Ok(patiently(async move {
         let (answers, _) = collect(choices).await?;
-        let Answer { content, reasoning, calls, end } = answers.into_iter().next().unwrap_or_default();
+        let Answer { content, reasoning, calls, end, .. } = answers.into_iter().next().unwrap_or_default();
         let end = end.ok_or_else(|| ApiError::engine("a sequence ended without an end"))?;
         let thoughts = if shows_thoughts { reasoning.as_str() } else { "" };
         let calls = calls.iter().map(|(_, made)| call(made)).collect();
@@ -120,11 +121,19 @@ fn asked(
     let common: OllamaControls = input.parse()?;
     let shows_thoughts = common.think.as_ref().is_none_or(|think| think != &Value::Bool(false));
     let Some((prompted, field)) = prompt(&shared.model, &common)? else { return Ok(None) };
-    if common.format.as_ref().is_some_and(|format| format != "") {
-        return Err(ApiError::unsupported("format", "this version does not hold answers to a format here"));
+    if let Some(options) = input.field("options") {
+        refuse_unsupported_of(|name| options.get(name), "options.")?;
     }
+    let form = match common.format {
+        None | Some(Value::Null) => None,
+        Some(Value::String(format)) if format.is_empty() => None,
+        Some(Value::String(format)) if format == "json" => Some(Form::json(None, "format")),
+        Some(schema @ Value::Object(_)) => Some(Form::json(Some(schema), "format")),
+        Some(_) => return Err(ApiError::unsupported("format", "known are `json` and a JSON schema")),
+    };
+    let wants = Wants { form, logprobs: None };
     let controls: Controls = common.options.unwrap_or_default().controls(&shared.model, Some(common.model.clone()))?;
-    let generation = Generation::new(shared, &controls, vec![prompted], field)?;
+    let generation = Generation::new(shared, &controls, vec![prompted], field, &wants)?;
     let streams = common.stream.unwrap_or(true);
     Ok(Some(Asked { generation, model: common.model, streams, shows_thoughts }))
 }

@@ -2,6 +2,7 @@
 //! with or without the tag `:latest`.
 
 pub(crate) mod chat;
+pub(crate) mod embed;
 pub(crate) mod models;
 mod options;
 

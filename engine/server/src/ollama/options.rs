@@ -19,6 +19,9 @@ pub(crate) struct Options {
     top_p: Option<f32>,
     min_p: Option<f32>,
     seed: Option<i64>,
+    repeat_penalty: Option<f32>,
+    presence_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
     stop: Option<OneOrMany>,
 }
 
@@ -41,6 +44,9 @@ impl Options {
             top_p: self.top_p,
             min_p: self.min_p,
             seed: self.seed,
+            repetition_penalty: self.repeat_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
             stop: self.stop,
             ..Controls::default()
         })

@@ -15,7 +15,8 @@ use utoipa::ToSchema;
 use super::chunks::ChatStream;
 use crate::error::ApiError;
 use crate::generation::{
-    Answer, ChatPrompt, Controls, Generation, Reason, Usage, collect, in_background, patiently, refuse_unsupported, stream,
+    Answer, ChatPrompt, Controls, Form, Generation, Reason, Usage, Wants, check_top_logprobs, collect, in_background,
+    logprobs, patiently, refuse_unsupported, stream,
 };
 use crate::input::Input;
 use crate::served::{Shared, unix_seconds};
@@ -43,9 +44,12 @@ pub(crate) struct ChatFields {
     #[serde(default)]
     #[schema(value_type = Option<Object>)]
     chat_template_kwargs: Option<Map<String, Value>>,
-    /// Adds figures to every chunk of a stream.
+    /// Tell how probable the answer's tokens were.
     #[serde(default)]
-    timings_per_token: Option<bool>,
+    logprobs: Option<bool>,
+    /// And so many of the most probable ones.
+    #[serde(default)]
+    top_logprobs: Option<usize>,
     /// Tells in a stream how much of the prompt was computed.
     #[serde(default)]
     return_progress: Option<bool>,
@@ -101,7 +105,7 @@ pub(crate) struct ChatRequest {
     pub(crate) controls: Controls,
     pub(crate) prompt: ChatPrompt,
     pub(crate) parallel_calls: bool,
-    timings_per_token: bool,
+    wants: Wants,
     return_progress: bool,
 }
 
@@ -110,12 +114,26 @@ impl ChatRequest {
         let fields: ChatFields = input.parse()?;
         let controls: Controls = input.parse()?;
         refuse_unsupported(input)?;
+        let parallel_calls = fields.parallel_tool_calls.unwrap_or(true);
+        let mut form = Form::of_fields(input)?;
         let prompt = chat_prompt(&fields)?;
+        if let (ToolChoice::Forced(name), Some(tools)) = (tool_choice(&fields)?, &prompt.tools) {
+            if form.is_some() {
+                return Err(ApiError::field("tool_choice", "calls are forced, so the answer cannot have another form"));
+            }
+            form = Some(Form::calls(tools.clone(), name, parallel_calls));
+        }
+        check_top_logprobs(fields.top_logprobs, "top_logprobs")?;
+        let logprobs = match (fields.logprobs.unwrap_or(false), fields.top_logprobs) {
+            (true, top) => Some(top.unwrap_or(0)),
+            (false, None | Some(0)) => None,
+            (false, Some(_)) => return Err(ApiError::field("top_logprobs", "`top_logprobs` needs `logprobs`: true")),
+        };
         Ok(Self {
             controls,
             prompt,
-            parallel_calls: fields.parallel_tool_calls.unwrap_or(true),
-            timings_per_token: fields.timings_per_token.unwrap_or(false),
+            parallel_calls,
+            wants: Wants { form, logprobs },
             return_progress: fields.return_progress.unwrap_or(false),
         })
     }
@@ -127,8 +145,12 @@ fn chat_prompt(fields: &ChatFields) -> Result<ChatPrompt, ApiError> {
     }
     check_parts(&fields.messages)?;
     let tools = match (&fields.tools, tool_choice(fields)?) {
-        (Some(tools), ToolChoice::Auto) if !tools.is_empty() => Some(offered(tools)?),
-        _ => None,
+        (_, ToolChoice::None) => None,
+        (Some(tools), _) if !tools.is_empty() => Some(offered(tools)?),
+        (_, ToolChoice::Auto) => None,
+        (_, ToolChoice::Forced(_)) => {
+            return Err(ApiError::field("tool_choice", "calls are forced, but there are no `tools`"));
+        }
     };
     let mut template_kwargs = fields.chat_template_kwargs.clone().unwrap_or_default();
     let mut enable_thinking = None;
@@ -153,6 +175,8 @@ fn chat_prompt(fields: &ChatFields) -> Result<ChatPrompt, ApiError> {
 enum ToolChoice {
     None,
     Auto,
+    /// Of the one that is named, or of any.
+    Forced(Option<String>),
 }
 
 fn tool_choice(fields: &ChatFields) -> Result<ToolChoice, ApiError> {
@@ -160,7 +184,13 @@ fn tool_choice(fields: &ChatFields) -> Result<ToolChoice, ApiError> {
         None | Some(Value::Null) => Ok(ToolChoice::Auto),
         Some(Value::String(choice)) if choice == "auto" => Ok(ToolChoice::Auto),
         Some(Value::String(choice)) if choice == "none" => Ok(ToolChoice::None),
-        Some(_) => Err(ApiError::unsupported("tool_choice", "known are `none` and `auto`")),
+        Some(Value::String(choice)) if choice == "required" => Ok(ToolChoice::Forced(None)),
+        Some(choice) => {
+            let name = choice.get("function").and_then(|function| function.get("name")).and_then(Value::as_str);
+            let why = "known are `none`, `auto`, `required` and a function by its name";
+            let name = name.ok_or_else(|| ApiError::unsupported("tool_choice", why))?;
+            Ok(ToolChoice::Forced(Some(name.to_owned())))
+        }
     }
 }
 
@@ -222,7 +252,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Body>) -> Result<Response,
     let (generation, request) = in_background(&shared, move |shared| {
         let request = ChatRequest::new(&input)?;
         let prompted = request.prompt.prompted(&shared.model)?;
-        let mut generation = Generation::new(shared, &request.controls, vec![prompted], "messages")?;
+        let mut generation = Generation::new(shared, &request.controls, vec![prompted], "messages", &request.wants)?;
         generation.parallel_calls = request.parallel_calls;
         Ok((generation, request))
     })
@@ -232,15 +262,14 @@ async fn answer(shared: Arc<Shared>, request: Request<Body>) -> Result<Response,
     let model = request.controls.model.clone().filter(|name| !name.is_empty());
     let model = model.unwrap_or_else(|| shared.name().to_owned());
     if request.controls.streams() {
-        let mut writer = ChatStream::new(id, model, shared.fingerprint.clone(), choices.len());
+        let mut writer = ChatStream::new(id, model, Arc::clone(&shared), choices.len());
         writer.include_usage = request.controls.includes_usage();
-        writer.timings_per_token = request.timings_per_token;
         writer.return_progress = request.return_progress;
         return Ok(stream(choices, writer));
     }
     Ok(patiently(async move {
         let (answers, usage) = collect(choices).await?;
-        let completion = completion(id, model, shared.fingerprint.clone(), answers, usage)?;
+        let completion = completion(id, model, &shared, answers, usage)?;
         serde_json::to_value(completion).map_err(|error| ApiError::engine(error.to_string()))
     })
     .await)
@@ -249,7 +278,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Body>) -> Result<Response,
 fn completion(
     id: String,
     model: String,
-    system_fingerprint: String,
+    shared: &Shared,
     answers: Vec<Answer>,
     usage: Usage,
 ) -> Result<ChatCompletion, ApiError> {
@@ -262,6 +291,8 @@ fn completion(
         }
         let tool_calls: Vec<Value> = answer.calls.iter().map(|(id, call)| call.to_openai(id)).collect();
         let content = (!answer.content.is_empty() || tool_calls.is_empty()).then_some(answer.content);
+        let tokenizer = &shared.model.tokenizer;
+        let logprobs = (!answer.logprobs.is_empty()).then(|| logprobs::of_chat(tokenizer, &answer.logprobs));
         let message = AssistantMessage {
             role: "assistant",
             content,
@@ -269,9 +300,9 @@ fn completion(
             tool_calls,
             refusal: None,
         };
-        choices.push(ChatChoice { index, message, finish_reason: end.reason, logprobs: None });
+        choices.push(ChatChoice { index, message, finish_reason: end.reason, logprobs });
     }
-    let created = unix_seconds();
+    let (created, system_fingerprint) = (unix_seconds(), shared.fingerprint.clone());
     Ok(ChatCompletion { id, object: "chat.completion", created, model, system_fingerprint, choices, usage, timings })
 }
 

@@ -1,23 +1,24 @@
 //! A chat as a stream of chunks.
 
+use std::sync::Arc;
+
 use engine_core::text::ToolCall;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{COMMENT, DONE, EVENT_STREAM, event, failed};
 use crate::error::ApiError;
-use crate::generation::{Dialect, Reason, Update, Usage};
-use crate::served::unix_seconds;
+use crate::generation::{Dialect, Reason, Update, Usage, logprobs};
+use crate::served::{Shared, unix_seconds};
 
 /// Writes chunks.
 pub(crate) struct ChatStream {
     id: String,
     created: u64,
     model: String,
-    system_fingerprint: String,
+    shared: Arc<Shared>,
     choices: usize,
     pub(crate) include_usage: bool,
-    pub(crate) timings_per_token: bool,
     pub(crate) return_progress: bool,
     timings: Option<Value>,
 }
@@ -59,15 +60,14 @@ struct Delta<'a> {
 }
 
 impl ChatStream {
-    pub(crate) fn new(id: String, model: String, system_fingerprint: String, choices: usize) -> Self {
+    pub(crate) fn new(id: String, model: String, shared: Arc<Shared>, choices: usize) -> Self {
         Self {
             id,
             created: unix_seconds(),
             model,
-            system_fingerprint,
+            shared,
             choices,
             include_usage: false,
-            timings_per_token: false,
             return_progress: false,
             timings: None,
         }
@@ -79,7 +79,7 @@ impl ChatStream {
             object: "chat.completion.chunk",
             created: self.created,
             model: &self.model,
-            system_fingerprint: &self.system_fingerprint,
+            system_fingerprint: &self.shared.fingerprint,
             choices,
             // With a usage to come, all chunks before have a null.
             usage: self.include_usage.then_some(None),
@@ -115,8 +115,11 @@ impl Dialect for ChatStream {
             Update::Reasoning { index, text } => {
                 self.delta(index, Delta { reasoning_content: Some(&text), ..Delta::default() }, None, out);
             }
-            Update::Content { index, text } => {
-                self.delta(index, Delta { content: Some(&text), ..Delta::default() }, None, out);
+            Update::Content { index, text, logprobs } => {
+                let delta = Delta { content: Some(&text), ..Delta::default() };
+                let tokenizer = &self.shared.model.tokenizer;
+                let logprobs = (!logprobs.is_empty()).then(|| logprobs::of_chat(tokenizer, &logprobs));
+                event(&self.chunk(&[ChunkChoice { index, delta, finish_reason: None, logprobs }]), out);
             }
             Update::ToolCall { index, number, id, call: ToolCall { name, arguments } } => {
                 let function = json!({"name": name, "arguments": arguments});
@@ -125,12 +128,8 @@ impl Dialect for ChatStream {
             }
             Update::End { index, end } => {
                 let timings = end.timings();
-                let choices = [ChunkChoice {
-                    index,
-                    delta: Delta::default(),
-                    finish_reason: Some(end.reason),
-                    logprobs: None,
-                }];
+                let choices =
+                    [ChunkChoice { index, delta: Delta::default(), finish_reason: Some(end.reason), logprobs: None }];
                 event(&Chunk { timings: Some(&timings), ..self.chunk(&choices) }, out);
                 self.timings = Some(timings);
             }

@@ -13,8 +13,8 @@ use utoipa::ToSchema;
 use super::{COMMENT, DONE, EVENT_STREAM, event, failed};
 use crate::error::ApiError;
 use crate::generation::{
-    Controls, Dialect, Generation, Reason, TextPrompt, Update, Usage, collect, in_background, patiently,
-    refuse_unsupported, stream,
+    Controls, Dialect, Form, Generation, Reason, TextPrompt, Update, Usage, Wants, check_top_logprobs, collect,
+    in_background, logprobs, patiently, refuse_unsupported, stream,
 };
 use crate::input::Input;
 use crate::served::{Shared, unix_seconds};
@@ -28,12 +28,15 @@ pub(crate) struct CompletionFields {
     /// Put the prompt before the answer.
     #[serde(default)]
     echo: Option<bool>,
+    /// Tell how probable tokens were, and so many of the most probable ones.
+    #[serde(default)]
+    logprobs: Option<usize>,
 }
 
 /// Prompts, in the forms that they may have.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged, expecting = "a text, a list of texts, a list of token ids, or a list of those")]
-enum PromptField {
+pub(crate) enum PromptField {
     Text(String),
     Texts(Vec<String>),
     Tokens(Vec<u32>),
@@ -41,7 +44,7 @@ enum PromptField {
 }
 
 impl PromptField {
-    fn into_prompts(self) -> Vec<TextPrompt> {
+    pub(crate) fn into_prompts(self) -> Vec<TextPrompt> {
         match self {
             Self::Text(text) => vec![TextPrompt::Text(text)],
             Self::Texts(texts) => texts.into_iter().map(TextPrompt::Text).collect(),
@@ -92,7 +95,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Body>) -> Result<Response,
     shared.engine.check_ready()?;
     let input = Input::read(request, shared.config.body_bytes_max).await?;
     let (generation, controls, echoes) = in_background(&shared, move |shared| {
-        let CompletionFields { prompt, echo } = input.parse()?;
+        let CompletionFields { prompt, echo, logprobs } = input.parse()?;
         let controls: Controls = input.parse()?;
         refuse_unsupported(&input)?;
         let prompts = prompt.into_prompts();
@@ -112,20 +115,34 @@ async fn answer(shared: Arc<Shared>, request: Request<Body>) -> Result<Response,
                 *echo = text.map_err(|error| ApiError::field("prompt", error.to_string()))?;
             }
         }
-        let generation = Generation::new(shared, &controls, prompts, "prompt")?;
+        check_top_logprobs(logprobs, "logprobs")?;
+        if logprobs.is_some() && echo.unwrap_or(false) {
+            return Err(ApiError::unsupported("logprobs", "with `echo` they are not told; leave one of the two out"));
+        }
+        let wants = Wants { form: Form::of_fields(&input)?, logprobs };
+        let generation = Generation::new(shared, &controls, prompts, "prompt", &wants)?;
         Ok((generation, controls, echoes))
     })
     .await?;
     let choices = generation.start(&shared)?;
     let model = controls.model.clone().filter(|name| !name.is_empty());
-    let form = Form {
+    let form = Head {
         id: shared.new_id("cmpl-"),
         created: unix_seconds(),
         model: model.unwrap_or_else(|| shared.name().to_owned()),
         system_fingerprint: shared.fingerprint.clone(),
     };
     if controls.streams() {
-        return Ok(stream(choices, TextStream { form, include_usage: controls.includes_usage(), echoes }));
+        return Ok(stream(
+            choices,
+            TextStream {
+                form,
+                include_usage: controls.includes_usage(),
+                offsets: vec![0; echoes.len()],
+                echoes,
+                shared,
+            },
+        ));
     }
     Ok(patiently(async move {
         let (answers, usage) = collect(choices).await?;
@@ -134,7 +151,8 @@ async fn answer(shared: Arc<Shared>, request: Request<Body>) -> Result<Response,
             index,
             text: echo + &answer.content,
             finish_reason: answer.end.map(|end| end.reason),
-            logprobs: None,
+            logprobs: (!answer.logprobs.is_empty())
+                .then(|| logprobs::of_text(&shared.model.tokenizer, &answer.logprobs, &mut 0)),
         });
         let completion = Completion { usage: Some(usage), timings, ..form.of(choices.collect()) };
         serde_json::to_value(completion).map_err(|error| ApiError::engine(error.to_string()))
@@ -142,14 +160,14 @@ async fn answer(shared: Arc<Shared>, request: Request<Body>) -> Result<Response,
     .await)
 }
 
-struct Form {
+struct Head {
     id: String,
     created: u64,
     model: String,
     system_fingerprint: String,
 }
 
-impl Form {
+impl Head {
     fn of(&self, choices: Vec<TextChoice>) -> Completion {
         Completion {
             id: self.id.clone(),
@@ -165,9 +183,12 @@ impl Form {
 }
 
 struct TextStream {
-    form: Form,
+    form: Head,
     include_usage: bool,
     echoes: Vec<String>,
+    /// Characters told so far.
+    offsets: Vec<usize>,
+    shared: Arc<Shared>,
 }
 
 impl TextStream {
@@ -190,7 +211,14 @@ impl Dialect for TextStream {
 
     fn update(&mut self, update: Update, out: &mut Vec<u8>) {
         match update {
-            Update::Content { index, text } => event(&self.piece(index, text, None), out),
+            Update::Content { index, text, logprobs: tokens } => {
+                let mut piece = self.piece(index, text, None);
+                if !tokens.is_empty() {
+                    let told = logprobs::of_text(&self.shared.model.tokenizer, &tokens, &mut self.offsets[index]);
+                    piece.choices[0].logprobs = Some(told);
+                }
+                event(&piece, out);
+            }
             Update::End { index, end } => {
                 let timings = Some(end.timings());
                 let piece = self.piece(index, String::new(), Some(end.reason));

@@ -1,8 +1,9 @@
 //! The API of OpenAI, with the fields that llama-server and vLLM added.
 
 pub(crate) mod chat;
-pub(crate) mod completions;
 mod chunks;
+pub(crate) mod completions;
+pub(crate) mod embeddings;
 pub(crate) mod models;
 
 use crate::error::ApiError;

@@ -103,7 +103,9 @@ async fn loaded(shared: &Shared, request: Request<Body>) -> Result<Value, ApiErr
         return Err(ApiError::field("lora_name", "it is empty, too long, or the model's own"));
     }
     if shared.adapters().len() >= ADAPTERS_MAX {
-        return Err(ApiError::bad_request(format!("{ADAPTERS_MAX} adapters are loaded, as many as may; unload one first")));
+        return Err(ApiError::bad_request(format!(
+            "{ADAPTERS_MAX} adapters are loaded, as many as may; unload one first"
+        )));
     }
     let command = |done| Command::LoadAdapter { name: name.clone(), path, done };
     let loaded = shared.engine.ask(command).await?;

@@ -7,8 +7,9 @@
 //! its addition; then the two, and then that to the sum. Subnormal numbers are zero. All rounding is to nearest. So a sum
 //! is a chain over 32 columns at a time, however many streams share the tile.
 //!
-//! The instructions are written as assembler, for the compiler has no stable intrinsics; every block sets the shapes of
-//! the tiles that it uses and leaves none behind, so that nothing lives in these registers between two blocks.
+//! The instructions are written as assembler, for the compiler has no stable intrinsics. Every block of this file sets the
+//! shapes of the tiles that it uses and leaves none behind; `amx_laid` and `amx_rows` keep sums in tiles from one block to
+//! the next, which is sound since compiled code never touches these registers.
 
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid_count, _xgetbv};
@@ -70,7 +71,7 @@ fn permitted() -> bool {
 /// Lines of a panel in a tile register.
 pub(crate) const LINES_OF_TILE: usize = 16;
 /// Streams in a tile register.
-const STREAMS_OF_TILE: usize = 16;
+pub(crate) const STREAMS_OF_TILE: usize = 16;
 /// Streams that are multiplied at a time, at most: two tiles of them.
 pub(crate) const STREAMS_OF_TILES: usize = 2 * STREAMS_OF_TILE;
 
@@ -83,6 +84,16 @@ pub(crate) struct Streams<'a> {
     pub(crate) count: usize,
 }
 
+impl Streams<'_> {
+    /// # Panics
+    /// If the streams are none or too many, or one is shorter than `lines`.
+    pub(super) fn check(&self, lines: usize) {
+        assert!((1..=STREAMS_OF_TILES).contains(&self.count), "{} streams", self.count);
+        let last = (self.count - 1).checked_mul(self.stride).and_then(|start| self.words.get(start..));
+        assert!(last.is_some_and(|last| lines <= last.len()), "{lines} words of each stream");
+    }
+}
+
 /// Sums of `P` panels: `[panel][stream]`, of two tiles of streams.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -90,11 +101,18 @@ pub(crate) struct Sums<const P: usize>(pub(crate) [[[f32; 16]; STREAMS_OF_TILES]
 
 impl<const P: usize> Sums<P> {
     pub(crate) const ZERO: Self = Self([[[0.0; 16]; STREAMS_OF_TILES]; P]);
+
+    /// Sets the sums of the first `streams` streams to zero.
+    pub(crate) fn clear(&mut self, streams: usize) {
+        for sums in &mut self.0 {
+            sums[..streams].fill([0.0; 16]);
+        }
+    }
 }
 
 /// Shapes of the eight tile registers, as LDTILECFG reads them.
 #[repr(C, align(64))]
-struct Shapes {
+pub(super) struct Shapes {
     palette: u8,
     start_row: u8,
     reserved: [u8; 14],
@@ -106,15 +124,19 @@ const _: () = assert!(size_of::<Shapes>() == 64 && align_of::<Shapes>() == 64);
 
 impl Shapes {
     /// Tiles 0 to 3 have sums, two panels of each tile of streams; 4 and 5 streams; 6 and 7 `lines` lines of panels.
-    fn new(streams: usize, lines: usize) -> Self {
+    pub(super) fn new(streams: usize, lines: usize) -> Self {
         let first = streams.min(STREAMS_OF_TILE) as u8;
         // A tile without rows would be an invalid one; the kernels for one tile of streams do not touch it.
         let second = streams.saturating_sub(STREAMS_OF_TILE).max(1) as u8;
         let (line, of_streams) = (64, 4 * lines as u16);
-        let mut shapes = Self { palette: 1, start_row: 0, reserved: [0; 14], bytes_of_row: [0; 16], rows: [0; 16] };
         let rows = [first, first, second, second, first, second, lines as u8, lines as u8];
+        Self::of(rows, [line, line, line, line, of_streams, of_streams, line, line])
+    }
+
+    pub(super) fn of(rows: [u8; 8], bytes_of_row: [u16; 8]) -> Self {
+        let mut shapes = Self { palette: 1, start_row: 0, reserved: [0; 14], bytes_of_row: [0; 16], rows: [0; 16] };
         shapes.rows[..8].copy_from_slice(&rows);
-        shapes.bytes_of_row[..8].copy_from_slice(&[line, line, line, line, of_streams, of_streams, line, line]);
+        shapes.bytes_of_row[..8].copy_from_slice(&bytes_of_row);
         shapes
     }
 }
@@ -267,9 +289,7 @@ impl Amx {
         const { assert!(P == 1 || P == 2) };
         let lines = w[0].len();
         assert!(w.iter().all(|w| w.len() == lines), "lines of all panels");
-        assert!((1..=STREAMS_OF_TILES).contains(&x.count), "{} streams", x.count);
-        let last = (x.count - 1).checked_mul(x.stride).and_then(|start| x.words.get(start..));
-        assert!(last.is_some_and(|last| lines <= last.len()), "{lines} words of each stream");
+        x.check(lines);
 
         let mut done = 0;
         for (lines_of_tile, steps) in [(LINES_OF_TILE, lines / LINES_OF_TILE), (lines % LINES_OF_TILE, 1)] {

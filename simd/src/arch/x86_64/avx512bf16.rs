@@ -5,7 +5,7 @@
 use std::arch::x86_64::*;
 
 use super::Avx512f;
-use crate::arch::step::{Gather, Step};
+use crate::arch::step::{Ahead, Gather, Step};
 use crate::arch::{Compute, Lanes};
 
 /// Proof that this CPU has all of [`Avx512f`] and AVX-512 BF16: [`Avx512::detect`] is the only way to one.
@@ -39,7 +39,7 @@ fn load(pairs: &[u16; 32]) -> __m512i {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
-pub(super) fn dot(w: __m512i, x: u32, sums: __m512) -> __m512 {
+fn dot(w: __m512i, x: u32, sums: __m512) -> __m512 {
     let x = _mm512_set1_epi32(x.cast_signed());
     // SAFETY: both are 512 bits, and any bits are BF16 numbers.
     let w: __m512bh = unsafe { std::mem::transmute(w) };
@@ -103,7 +103,7 @@ fn turn(rows: &[u8], row_bytes: usize, at: usize) -> [__m512i; 16] {
 /// upper bytes make two lines.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn unpack(group: &[[u8; 64]; 3], bases: &[u8; 2]) -> [__m512i; 4] {
+fn unpack(group: &[[u8; 64]; 3], bases: &[u32; 2]) -> [__m512i; 4] {
     // Offsets 0 to 7 without and with the sign.
     let offsets =
         _mm512_broadcast_i32x4(_mm_set_epi64x(0x8786_8584_8382_8180_u64.cast_signed(), 0x0706_0504_0302_0100));
@@ -111,8 +111,8 @@ fn unpack(group: &[[u8; 64]; 3], bases: &[u8; 2]) -> [__m512i; 4] {
     let nibbles = load_line(&group[2]);
     let first = _mm512_and_si512(nibbles, nibble);
     let second = _mm512_and_si512(_mm512_srli_epi16::<4>(nibbles), nibble);
-    let first = _mm512_shuffle_epi8(_mm512_add_epi8(offsets, _mm512_set1_epi8(bases[0].cast_signed())), first);
-    let second = _mm512_shuffle_epi8(_mm512_add_epi8(offsets, _mm512_set1_epi8(bases[1].cast_signed())), second);
+    let first = _mm512_shuffle_epi8(_mm512_add_epi8(offsets, _mm512_set1_epi32(bases[0].cast_signed())), first);
+    let second = _mm512_shuffle_epi8(_mm512_add_epi8(offsets, _mm512_set1_epi32(bases[1].cast_signed())), second);
     let low = [load_line(&group[0]), load_line(&group[1])];
     [
         _mm512_unpacklo_epi8(low[0], first),
@@ -120,6 +120,32 @@ fn unpack(group: &[[u8; 64]; 3], bases: &[u8; 2]) -> [__m512i; 4] {
         _mm512_unpacklo_epi8(low[1], second),
         _mm512_unpackhi_epi8(low[1], second),
     ]
+}
+
+/// Quarter `q` of every 16 bytes' register takes bytes `4 q` to `4 q + 3`.
+static SPREAD: [u8; 64] = {
+    let mut from = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        from[i] = (i / 4) as u8;
+        i += 1;
+    }
+    from
+};
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn spread(bases: &[u8; 64]) -> [u32; 64] {
+    let from = load_line(&SPREAD);
+    let mut out = [0; 64];
+    for (bases, out) in bases.as_chunks::<16>().0.iter().zip(out.as_chunks_mut::<16>().0) {
+        // SAFETY: reads the 16 bytes of `bases`; unaligned is fine.
+        let bases = unsafe { _mm_loadu_si128(bases.as_ptr().cast()) };
+        let words = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(bases), from);
+        // SAFETY: writes the 64 bytes of `out`; unaligned is fine.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), words) };
+    }
+    out
 }
 
 #[inline]
@@ -145,9 +171,15 @@ impl Gather for Avx512 {
     }
 
     #[inline(always)]
-    fn unpack(self, group: &[[u8; 64]; 3], bases: &[u8; 2]) -> [__m512i; 4] {
+    fn unpack(self, group: &[[u8; 64]; 3], bases: &[u32; 2]) -> [__m512i; 4] {
         // SAFETY: `self` proves every feature that `unpack` enables.
         unsafe { unpack(group, bases) }
+    }
+
+    #[inline(always)]
+    fn spread(self, bases: &[u8; 64]) -> [u32; 64] {
+        // SAFETY: `self` proves every feature that `spread` enables.
+        unsafe { spread(bases) }
     }
 
     #[inline(always)]
@@ -160,6 +192,12 @@ impl Gather for Avx512 {
     fn sign_bits(self, bytes: &[u8; 64]) -> u64 {
         // SAFETY: `self` proves every feature that `sign_bits` enables.
         unsafe { sign_bits(bytes) }
+    }
+
+    #[inline(always)]
+    fn ask(self, line: &[u8; 64], Ahead { near, far }: Ahead) {
+        super::prefetch(line, near);
+        super::prefetch_further(line, far);
     }
 }
 
@@ -203,5 +241,10 @@ impl Step for Avx512 {
     #[inline(always)]
     fn prefetch<R: ?Sized>(self, from: &R, bytes: usize) {
         super::prefetch(from, bytes);
+    }
+
+    #[inline(always)]
+    fn prefetch_further<R: ?Sized>(self, from: &R, bytes: usize) {
+        super::prefetch_further(from, bytes);
     }
 }

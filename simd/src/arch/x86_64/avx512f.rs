@@ -181,6 +181,11 @@ impl Lanes for Avx512f {
     }
 
     #[inline(always)]
+    fn prefetch_further<R: ?Sized>(self, from: &R, bytes: usize) {
+        super::prefetch_further(from, bytes);
+    }
+
+    #[inline(always)]
     fn to_array(self, x: __m512) -> [f32; 16] {
         // SAFETY: `self` proves every feature that `to_array` enables.
         unsafe { to_array(x) }

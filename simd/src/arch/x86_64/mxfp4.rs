@@ -1,9 +1,9 @@
-//! MXFP4 to pairs of BF16 on AVX-512: a shift, a look-up and a subtraction for 32 weights.
+//! MXFP4 to pairs of BF16 on AVX-512: a shift or a shuffle, a look-up and a subtraction for 32 weights.
 
 use std::arch::x86_64::*;
 
 use super::Avx512;
-use crate::arch::mxfp4::{GROUP_BLOCKS, Line, Mxfp4Step};
+use crate::arch::mxfp4::{GROUP_BLOCKS, LINE_STEPS, Line, Mxfp4Step};
 
 /// BF16 of each nibble at the greatest scale, twice: the look-up has 32 entries, so that the bit above a nibble, which
 /// belongs to the next one, does not matter. Both zeros are 0, which saturation keeps at 0 whatever is subtracted.
@@ -33,6 +33,18 @@ static BOTH_HALVES: [Line; GROUP_BLOCKS] = {
     shuffles
 };
 
+/// The upper byte of every half word into the lower one.
+static UPPER_BYTES: Line = {
+    let mut shuffle = [0x80; 64];
+    let mut half = 0;
+    while half < 32 {
+        // A shuffle stays within 16 bytes.
+        shuffle[2 * half] = (2 * half % 16 + 1) as u8;
+        half += 1;
+    }
+    shuffle
+};
+
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn load(line: &Line) -> __m512i {
@@ -54,10 +66,14 @@ fn scales(line: &Line, shuffle: &Line) -> __m512i {
     _mm512_slli_epi16::<7>(_mm512_shuffle_epi8(load(line), load(shuffle)))
 }
 
+/// Shifts, look-ups and saturating subtractions all want the same port of some CPUs, so bytes are moved by a shuffle, which
+/// has another. What is left above a nibble does not matter.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn next(nibbles: __m512i) -> __m512i {
-    _mm512_srli_epi16::<4>(nibbles)
+fn nibbles(line: &Line) -> [__m512i; LINE_STEPS] {
+    let (even, upper_bytes) = (load(line), load(&UPPER_BYTES));
+    let odd = _mm512_srli_epi16::<4>(even);
+    [even, odd, _mm512_shuffle_epi8(even, upper_bytes), _mm512_shuffle_epi8(odd, upper_bytes)]
 }
 
 #[inline]
@@ -77,15 +93,9 @@ impl Mxfp4Step for Avx512 {
     }
 
     #[inline(always)]
-    fn nibbles(self, line: &Line) -> __m512i {
-        // SAFETY: `self` proves every feature that `load` enables.
-        unsafe { load(line) }
-    }
-
-    #[inline(always)]
-    fn next(self, nibbles: __m512i) -> __m512i {
-        // SAFETY: `self` proves every feature that `next` enables.
-        unsafe { next(nibbles) }
+    fn nibbles(self, line: &Line) -> [__m512i; LINE_STEPS] {
+        // SAFETY: `self` proves every feature that `nibbles` enables.
+        unsafe { nibbles(line) }
     }
 
     #[inline(always)]

@@ -182,11 +182,12 @@ impl List<'_> {
     /// The experts of a layer that are published as stacks; gate and up, which alternate there, become two tensors.
     fn stacked_mxfp4(&mut self, config: &ModelConfig, layer: usize, sparse: &Sparse) {
         let [gate_up, down] = config.stacked_experts(layer);
+        let [gate_up_bias, down_bias] = config.expert_bias_names(layer);
         let (hidden, width) = (config.hidden_size, sparse.moe_intermediate_size);
-        for (name, stack, rows, [out, input]) in [
-            ("gate", &gate_up, Rows::Even, [width, hidden]),
-            ("up", &gate_up, Rows::Odd, [width, hidden]),
-            ("down", &down, Rows::All, [hidden, width]),
+        for (name, stack, bias, rows, [out, input]) in [
+            ("gate", &gate_up, &gate_up_bias, Rows::Even, [width, hidden]),
+            ("up", &gate_up, &gate_up_bias, Rows::Odd, [width, hidden]),
+            ("down", &down, &down_bias, Rows::All, [hidden, width]),
         ] {
             let (blocks, scales) = (stack.blocks.clone(), stack.scales.clone());
             self.stored.push(Stored {
@@ -200,7 +201,7 @@ impl List<'_> {
                 name: format!("blk.{layer}.ffn_{name}_exps.bias"),
                 shape: vec![sparse.num_experts, out],
                 form: Form::Numbers(Dtype::F32),
-                parts: vec![Part::Biases { name: stack.bias.clone(), rows }],
+                parts: vec![Part::Biases { name: bias.clone(), rows }],
                 rotary_heads: None,
             });
         }

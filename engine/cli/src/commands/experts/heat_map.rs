@@ -7,15 +7,14 @@ use std::fmt::Write as _;
 
 use engine_core::expert_counts::ExpertCounts;
 
+use crate::svg::{self, VIRIDIS};
+
 /// Steps of the scale: up to 1/16 of even use, 1/8, …, 1, …, 8, from 16 on.
 const LEVELS: usize = 9;
 const EVEN: usize = LEVELS / 2;
 const NAMES: [&str; LEVELS] = ["≤ 1/16", "1/8", "1/4", "1/2", "even", "2", "4", "8", "≥ 16"];
 /// Shades of the levels.
 const SHADES: [char; LEVELS] = [' ', ' ', '░', '░', '▒', '▓', '█', '█', '█'];
-/// Nine steps of viridis, which the colour-blind read and printers too.
-const COLOURS: [&str; LEVELS] =
-    ["#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725"];
 
 /// A row in a terminal begins with the layer.
 const LABEL_COLUMNS: usize = 7;
@@ -51,13 +50,8 @@ pub(super) fn svg(counts: &ExpertCounts, title: &str) -> String {
     let map_height = counts.layers.len() * cell_height;
     let (width, height) = ((left + columns * cell_width + 20).max(660), top + map_height + 70);
 
-    let title = escaped(title);
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\" \
-         font-family=\"sans-serif\" font-size=\"11\">\n<title>{title}</title>\n<rect width=\"{width}\" height=\"{height}\" \
-         fill=\"#ffffff\"/>\n<text x=\"{left}\" y=\"22\">{title}</text>\n<text x=\"{left}\" y=\"{}\">experts</text>\n",
-        top - 8
-    );
+    let mut svg = svg::begin([width, height], left, title);
+    let _ = writeln!(svg, "<text x=\"{left}\" y=\"{}\">experts</text>", top - 8);
     // One path a colour, of runs of neighbours: a large model's map stays a small file.
     let mut paths = [const { String::new() }; LEVELS];
     for (row, layer) in counts.layers.iter().enumerate() {
@@ -74,34 +68,18 @@ pub(super) fn svg(counts: &ExpertCounts, title: &str) -> String {
     }
     let place = format!("translate({left} {top}) scale({cell_width} {cell_height})");
     let _ = writeln!(svg, "<g transform=\"{place}\" shape-rendering=\"crispEdges\">");
-    for (path, colour) in paths.iter().zip(COLOURS).filter(|(path, _)| !path.is_empty()) {
+    for (path, colour) in paths.iter().zip(VIRIDIS).filter(|(path, _)| !path.is_empty()) {
         let _ = writeln!(svg, "<path fill=\"{colour}\" d=\"{path}\"/>");
     }
     svg += "</g>\n";
     let y = top + map_height + 20;
     let _ = writeln!(svg, "<text x=\"{left}\" y=\"{}\">use beside even use</text>", y + 34);
-    for (level, (colour, name)) in COLOURS.into_iter().zip(NAMES).enumerate() {
+    for (level, (colour, name)) in VIRIDIS.into_iter().zip(NAMES).enumerate() {
         let x = left + level * 64;
         let _ = writeln!(svg, "<rect x=\"{x}\" y=\"{y}\" width=\"14\" height=\"14\" fill=\"{colour}\"/>");
         let _ = writeln!(svg, "<text x=\"{}\" y=\"{}\">{name}</text>", x + 18, y + 11);
     }
     svg + "</svg>\n"
-}
-
-/// Text as XML may hold it.
-fn escaped(text: &str) -> String {
-    let mut escaped = String::new();
-    for c in text.chars() {
-        match c {
-            '&' => escaped += "&amp;",
-            '<' => escaped += "&lt;",
-            '>' => escaped += "&gt;",
-            // No control characters come here, and these two are no characters to XML.
-            '\u{fffe}' | '\u{ffff}' => escaped.push('\u{fffd}'),
-            c => escaped.push(c),
-        }
-    }
-    escaped
 }
 
 #[cfg(test)]
@@ -115,10 +93,5 @@ mod tests {
         {
             assert_eq!(level(relative), level_of_it, "{relative}");
         }
-    }
-
-    #[test]
-    fn text_in_a_picture_is_no_markup() {
-        assert_eq!(escaped("a < b & \"c\"</title>\u{ffff}"), "a &lt; b &amp; \"c\"&lt;/title&gt;\u{fffd}");
     }
 }

@@ -13,11 +13,11 @@ use super::calls::ToolCall;
 use super::pending::{Found, Pending, Start, find, starts};
 use super::{Events, Progress};
 
-const START: &str = "<|start|>";
-const CHANNEL: &str = "<|channel|>";
-const MESSAGE: &str = "<|message|>";
-const CONSTRAIN: &str = "<|constrain|>";
-const END: &str = "<|end|>";
+pub(crate) const START: &str = "<|start|>";
+pub(crate) const CHANNEL: &str = "<|channel|>";
+pub(crate) const MESSAGE: &str = "<|message|>";
+pub(crate) const CONSTRAIN: &str = "<|constrain|>";
+pub(crate) const END: &str = "<|end|>";
 const CALL: &str = "<|call|>";
 const RETURN: &str = "<|return|>";
 

@@ -25,6 +25,12 @@ mod properties;
 #[cfg(test)]
 mod tests;
 
+/// Marks that a grammar for a turn writes.
+pub(crate) mod marks {
+    pub(crate) use super::harmony::{CHANNEL, CONSTRAIN, END, MESSAGE, START};
+    pub(crate) use super::tagged::{THINK, THINK_END};
+}
+
 use harmony::Harmony;
 use pending::Pending;
 use tagged::Tagged;

@@ -7,8 +7,8 @@ use super::pending::{Found, Pending, Start, find, starts};
 use super::tools::Tools;
 use super::{Events, Progress};
 
-const THINK: &str = "<think>";
-const THINK_END: &str = "</think>";
+pub(crate) const THINK: &str = "<think>";
+pub(crate) const THINK_END: &str = "</think>";
 
 /// Templates put one or two line breaks beside a mark. More than these belong to the text.
 const FRAMING_LINE_BREAKS_MAX: usize = 4;

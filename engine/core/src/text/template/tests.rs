@@ -310,3 +310,51 @@ fn generation_tags_print_their_body_in_a_scope() {
         "ab2c1"
     );
 }
+
+fn checked(source: &str, options: &RenderOptions) -> Result<(), String> {
+    template(source).check_options(options).map_err(|error| error.to_string())
+}
+
+#[test]
+fn an_option_that_the_template_cannot_read_is_refused_by_name_and_one_that_it_can_is_not() {
+    let extra = |name: &str| RenderOptions {
+        extra: [(name.to_owned(), json!("x"))].into_iter().collect(),
+        ..RenderOptions::default()
+    };
+    let thinking = RenderOptions { enable_thinking: Some(false), ..RenderOptions::default() };
+    let tools = RenderOptions { tools: Some(json!([])), ..RenderOptions::default() };
+    let all = [("enable_thinking", &thinking), ("tools", &tools), ("reasoning_effort", &extra("reasoning_effort"))];
+    for (name, options) in all {
+        for source in [format!("{{% if {name} is defined %}}a{{% endif %}}"), format!("{{{{ [{name}][0] }}}}")] {
+            assert_eq!(checked(&source, options), Ok(()), "{source}");
+        }
+        // A longer name is another one.
+        let error = checked(&format!("{{{{ x_{name} ~ {name}2 }}}}"), options).unwrap_err();
+        assert!(error.contains(&format!("`{name}` is nowhere in it")), "{error}");
+        assert!(checked("{{ messages }}", &RenderOptions::default()).is_ok());
+    }
+}
+
+#[test]
+fn options_that_would_be_replaced_are_refused_by_name() {
+    for name in ["messages", "tools", "add_generation_prompt", "bos_token"] {
+        let extra = [(name.to_owned(), json!("x"))].into_iter().collect();
+        let error = checked(&format!("{{{{ {name} }}}}"), &RenderOptions { extra, ..RenderOptions::default() });
+        let error = error.unwrap_err();
+        assert!(error.contains(&format!("`{name}` is always set")), "{error}");
+    }
+    let extra: Map<String, Value> = [("enable_thinking".to_owned(), json!(true))].into_iter().collect();
+    let mut options = RenderOptions { extra, ..RenderOptions::default() };
+    assert_eq!(checked("{{ enable_thinking }}", &options), Ok(()));
+    options.enable_thinking = Some(true);
+    assert!(checked("{{ enable_thinking }}", &options).unwrap_err().contains("given twice"));
+}
+
+#[test]
+fn a_template_of_its_own_for_tools_is_the_one_that_is_asked() {
+    let list =
+        json!([{"name": "default", "template": "{{ messages }}"}, {"name": "tool_use", "template": "{{ tools }}"}]);
+    let template = ChatTemplate::new("test.jinja".into(), &list, &Map::new()).expect("templates");
+    let options = RenderOptions { tools: Some(json!([])), ..RenderOptions::default() };
+    assert!(template.check_options(&options).is_ok());
+}

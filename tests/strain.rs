@@ -29,6 +29,16 @@ fn many_clients_get_what_they_asked_for() {
 }
 
 #[test]
+fn nothing_of_a_request_comes_out_of_another() {
+    strained("isolation", 6, &[]);
+}
+
+#[test]
+fn answers_keep_their_schemas_and_bad_schemas_are_refused() {
+    strained("schemas", 10, &[]);
+}
+
+#[test]
 fn a_request_has_the_same_bytes_alone_in_company_and_after_a_restart() {
     strained("same-bytes", 3, &[]);
 }

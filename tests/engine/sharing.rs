@@ -159,8 +159,17 @@ fn a_thousand_cancels_at_any_phase_leave_every_block_where_it_was() {
             let id = engine.submit(Request { priority, ..requests[which].clone() }).unwrap();
             alive.insert(id, which);
         }
+        let mut later = 4;
         while !engine.is_idle() {
-            if next(2) == 0 {
+            // Someone asks while others run, and those who may wait stand back.
+            if later > 0 && next(3) == 0 {
+                let which = next(requests.len());
+                alive.insert(engine.submit(requests[which].clone()).unwrap(), which);
+                later -= 1;
+                engine.step(&mut events).unwrap();
+                collect(&mut events, &mut done);
+            }
+            if next(2) == 0 && !engine.is_idle() {
                 let slots: Vec<_> = engine.slots().collect();
                 let slot = slots[next(slots.len())];
                 assert!(engine.cancel(slot.id) && !engine.cancel(slot.id));

@@ -122,7 +122,7 @@ fn part_of(time: Duration, random: &mut Random) -> Duration {
     time.mul_f64(random.below(1000) as f64 / 1000.0)
 }
 
-/// A stream of many tokens whose head came, and whose first tokens too if `begun`.
+/// A stream of many tokens whose head came, and whose first text too if `begun`; a model may end it before that.
 fn streaming(service: &Service, body: Value, begun: bool) -> io::Result<Events> {
     let mut body = body;
     body["stream"] = true.into();
@@ -166,9 +166,7 @@ fn abort(service: &Service, phase: Phase, prefill: Duration, random: &mut Random
             Ok(None)
         }
         Phase::Decoding => {
-            let mut events = streaming(service, short(random), true)?;
-            answers::read(&mut events, Instant::now(), random.below(8))?;
-            events.abort();
+            answers::stream(&service.site, &short(random), random.between(1, 8))?;
             Ok(None)
         }
         Phase::DuringOthersPrefill => {

@@ -21,6 +21,7 @@ mod selftest;
 mod server;
 mod smollm2;
 mod stacked;
+mod strain;
 mod templates;
 mod tiny_model;
 mod tokenizers;

@@ -27,6 +27,8 @@ usage: cargo tools COMMAND
                     a record drawn
   gguf -m DIR -o FILE.gguf
                     a checkpoint's weights, as they are, for llama.cpp
+  strain LOAD -m DIR
+                    the server under aborts, load, hostile and malformed requests, and more; `strain help` has all
   golden            sizes of the golden data
   golden --make     make it anew with transformers, or
   golden --check    compute it a second way and compare (both need Python and torch; by hand, never in CI)
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match &arguments[..] {
         ["synth", rest @ ..] => return package("synth", rest),
+        ["strain", rest @ ..] => return package("strain", rest),
         ["versus" | "record" | "plot" | "gguf", ..] => return package("measure", &arguments),
         _ => {}
     }

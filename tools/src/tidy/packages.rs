@@ -13,7 +13,7 @@ const ORDER: [&[&str]; 8] = [
     &["gpu-offload"],
     &["engine-core"],
     &["engine-monk"],
-    &["engine-server"],
+    &["engine-server", "strain"],
     &["nightmonk"],
     &["synth"],
     &["benches", "tools", "measure"],

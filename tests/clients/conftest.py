@@ -41,6 +41,8 @@ def server(tmp_path_factory):
             said.append(line)
             if found := re.search(r"http://[\d.:]+", line):
                 address.append(found[0])
+            # It listens before its model is in memory.
+            if line.startswith("ready"):
                 ready.set()
         ready.set()
 

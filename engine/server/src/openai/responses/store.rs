@@ -193,3 +193,106 @@ fn none(id: &str) -> ApiError {
     let id: String = id.chars().take(80).collect();
     ApiError::not_found(format!("There is no response `{id}`: it was not stored, deleted, or forgotten for newer ones"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn document(id: &str, status: Status) -> ResponseDocument {
+        ResponseDocument {
+            id: id.into(),
+            object: "response",
+            created_at: 0,
+            completed_at: None,
+            status,
+            background: true,
+            error: None,
+            incomplete_details: None,
+            instructions: None,
+            max_output_tokens: None,
+            metadata: BTreeMap::new(),
+            model: String::new(),
+            output: Vec::new(),
+            parallel_tool_calls: true,
+            previous_response_id: None,
+            reasoning: json!({}),
+            store: true,
+            temperature: 0.0,
+            text: json!({}),
+            tool_choice: json!("auto"),
+            tools: Vec::new(),
+            top_p: 1.0,
+            truncation: "disabled",
+            usage: None,
+        }
+    }
+
+    fn there(store: &Store) -> Vec<&'static str> {
+        ["a", "b", "c", "d", "e"].into_iter().filter(|id| store.get(id).is_ok()).collect()
+    }
+
+    fn keep(store: &Store, id: &str) {
+        store.keep(document(id, Status::Completed), Vec::new());
+    }
+
+    fn begin(store: &Store, id: &str) -> Result<oneshot::Receiver<()>, ApiError> {
+        let (runs, gone) = oneshot::channel();
+        store.begin(document(id, Status::Queued), Vec::new(), runs).map(|()| gone)
+    }
+
+    #[test]
+    fn what_ended_first_is_forgotten_first_and_what_runs_is_not() {
+        let store = Store::new(3, usize::MAX);
+        let gone = begin(&store, "a").expect("room");
+        ["b", "c", "d"].map(|id| keep(&store, id));
+        assert_eq!(there(&store), ["a", "c", "d"]);
+        // It has ended last, so it outlives the others.
+        store.ended(document("a", Status::Completed));
+        keep(&store, "e");
+        assert_eq!(there(&store), ["a", "d", "e"]);
+        drop(gone);
+    }
+
+    #[test]
+    fn bytes_are_bounded_too() {
+        let one = bytes_of(&document("a", Status::Completed), &[]);
+        let store = Store::new(100, 2 * one + one / 2);
+        ["a", "b", "c"].map(|id| keep(&store, id));
+        assert_eq!(there(&store), ["b", "c"]);
+        assert_eq!(store.kept().bytes, 2 * one);
+        store.keep(document(&"x".repeat(3 * one), Status::Completed), Vec::new());
+        assert_eq!((there(&store), store.kept().bytes), (vec![], 0));
+    }
+
+    #[test]
+    fn with_room_for_none_but_running_ones_another_is_refused() {
+        let store = Store::new(2, usize::MAX);
+        let _gone = [begin(&store, "a").expect("room"), begin(&store, "b").expect("room")];
+        assert_eq!(begin(&store, "c").map(drop).map_err(|error| error.status.as_u16()), Err(429));
+        keep(&store, "d");
+        assert_eq!(there(&store), ["a", "b"]);
+        assert_eq!(store.kept().entries.len(), 2);
+    }
+
+    #[test]
+    fn one_that_was_cancelled_or_deleted_does_not_come_back() {
+        let store = Store::new(3, usize::MAX);
+        let (mut a, mut b) = (begin(&store, "a").expect("room"), begin(&store, "b").expect("room"));
+        assert!(a.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Empty));
+        assert_eq!(store.cancel("a").map(|document| document.status).ok(), Some(Status::Cancelled));
+        assert!(store.delete("b").is_ok());
+        for gone in [&mut a, &mut b] {
+            assert!(gone.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed));
+        }
+        store.started("a");
+        store.ended(document("a", Status::Completed));
+        store.ended(document("b", Status::Completed));
+        assert_eq!(store.get("a").map(|document| document.status).ok(), Some(Status::Cancelled));
+        assert_eq!(there(&store), ["a"]);
+        assert!(store.continued("a").is_err());
+    }
+}

@@ -7,3 +7,4 @@ mod guard;
 mod ollama;
 mod operation;
 mod phases;
+mod responses;

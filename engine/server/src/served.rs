@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use crate::config::ServerConfig;
 use crate::engine_thread::EngineHandle;
 use crate::error::ApiError;
+use crate::openai::responses::Store;
 
 /// A model as requests need to know it. It is there before its weights are.
 pub struct ServedModel {
@@ -90,6 +91,8 @@ pub(crate) struct Shared {
     ids: AtomicU64,
     pub(crate) fingerprint: String,
     pub(crate) counters: Counters,
+    /// Answers of `/v1/responses` that can be asked for again.
+    pub(crate) responses: Store,
     /// Made when the first request asks: it reads the whole vocabulary.
     compiler: OnceLock<Result<ConstraintCompiler, ConstraintError>>,
 }
@@ -121,6 +124,7 @@ impl Shared {
             ids: AtomicU64::new(0),
             fingerprint,
             counters: Counters::default(),
+            responses: Store::default(),
             compiler: OnceLock::new(),
         }
     }

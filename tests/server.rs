@@ -7,3 +7,5 @@ mod guard;
 mod ollama;
 mod operation;
 mod phases;
+mod router;
+mod tools;

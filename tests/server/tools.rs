@@ -115,7 +115,7 @@ fn a_call_that_is_said_freely_is_told_as_one_and_without_tools_as_text() {
     let said = r#"<tool_call>\n\{"name": "bell", "arguments": \{"hour": 6\}\}\n</tool_call>"#;
     let text = "<tool_call>\n{\"name\": \"bell\", \"arguments\": {\"hour\": 6}}\n</tool_call>";
     let ask = |extra: Value| {
-        let mut body = chat(&question(), json!({"guided_regex": format!("Ding. {said}")}));
+        let mut body = chat(&question(), json!({"guided_regex": format!(r"Ding\. {said}")}));
         body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         server.post("/v1/chat/completions", &body)
     };

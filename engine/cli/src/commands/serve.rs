@@ -30,6 +30,9 @@ pub(crate) fn run(arguments: Serve) -> Result<(), Failure> {
         }
         Err(error) => return Err(error.into()),
     };
+    if arguments.kv_dir.is_some() && arguments.run.no_prefix_cache {
+        return Err(Failure::Usage("`--kv-dir` keeps the prefix cache: leave `--no-prefix-cache` out".into()));
+    }
     let config = config(&arguments)?;
     let opened = Opened::new(folder, &arguments.run, arguments.parallel.get(), LogitRows::Last, Work::Long)?;
     let sampling = sampling(&arguments.draw, &text)?;

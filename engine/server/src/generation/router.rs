@@ -22,7 +22,7 @@ pub(crate) struct Router {
     /// `[layers][positions][experts_per_token]`, best first.
     experts: Vec<Vec<Vec<u32>>>,
     /// Factors of these experts' outputs.
-    weights: Vec<Vec<Vec<f32>>>,
+    weights: Vec<Vec<Vec<f64>>>,
 }
 
 impl Router {
@@ -34,7 +34,8 @@ impl Router {
             experts_per_token: routing.experts_per_token(),
             positions: [0, last],
             experts: arrays(routing, |choice| choice.expert),
-            weights: arrays(routing, |choice| choice.weight),
+            // Streams and whole answers write a float32 in different ways, but a float64 in one.
+            weights: arrays(routing, |choice| choice.weight.into()),
         })
     }
 }

@@ -52,7 +52,7 @@ fn read(path: &Path) -> Value {
 }
 
 /// Shape and 32-bit words of an .npy file of this type.
-fn npy(path: &Path, kind: &str) -> (Vec<usize>, Vec<[u8; 4]>) {
+pub(crate) fn npy(path: &Path, kind: &str) -> (Vec<usize>, Vec<[u8; 4]>) {
     let bytes = fs::read(path).unwrap();
     let header_len = usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
     let header = std::str::from_utf8(&bytes[10..10 + header_len]).unwrap();

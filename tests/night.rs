@@ -411,6 +411,20 @@ fn width_threads_chunks_and_mapped_weights_decide_no_byte_of_a_report() {
 }
 
 #[test]
+fn shared_beginnings_decide_no_byte_of_a_report() {
+    let model = tiny_model("qwen3_moe");
+    let desk = Desk::new(&model);
+    let (want, _) = desk.run(&["--width", "3", "--ubatch-size", "40"]);
+    let all = desk.store();
+    for width in ["1", "3"] {
+        let desk = Desk::new(&model);
+        let (report, _) = desk.run(&["--width", width, "--no-prefix-cache"]);
+        assert!(report == want, "without a prefix cache the report is another, at a width of {width}");
+        assert_eq!(desk.store().answers(), all.answers(), "width {width}");
+    }
+}
+
+#[test]
 fn a_job_that_is_done_does_nothing_and_its_report_cites_every_note() {
     let model = tiny_model("qwen3_moe");
     let desk = Desk::new(&model);

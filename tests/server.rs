@@ -8,3 +8,5 @@ mod ollama;
 mod operation;
 mod phases;
 mod responses;
+mod router;
+mod tools;

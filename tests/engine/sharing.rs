@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use engine_core::kv_cache::disk::DiskCacheError;
-use engine_core::session::{Priority, SlotState};
+use engine_core::session::{Output, Pooling, Priority, SlotState};
 use simd::attention::KV_BLOCK;
 
 use super::*;
@@ -277,6 +277,67 @@ fn what_may_wait_is_suspended_for_an_answer_and_goes_on_with_the_same_bytes() {
         assert!(nights.iter().any(|id| done[id].timings.recomputed_tokens > 0));
         assert!(nights.iter().all(|id| done[id].cached_tokens == 0), "what it computed itself is not a hit");
         assert_eq!(engine.free_blocks(), all_blocks(&engine));
+    }
+}
+
+#[test]
+fn an_embedding_that_stands_back_is_the_same_vector() {
+    let speaker = Speaker::new("qwen3_moe");
+    let vector = |events: &mut Vec<Event>, wanted: SequenceId| {
+        let mut found = None;
+        for event in events.drain(..) {
+            match event {
+                Event::Embedded { id, values, .. } if id == wanted => found = Some(values),
+                Event::Embedded { .. } | Event::Failed { .. } => panic!("{event:?}"),
+                Event::Prefill { .. } | Event::Token { .. } | Event::Finished { .. } => {}
+            }
+        }
+        found
+    };
+    for (pooling, prefix_cache) in [(Pooling::Last, true), (Pooling::Mean, false), (Pooling::Mean, true)] {
+        let embedding = background(Request { output: Output::Embedding(pooling), ..request(noise(150, 7), 0, GREEDY) });
+        let asked = |seed| request(noise(170, seed), 9, seeded(3));
+        let mut alone = speaker.engine(ALONE);
+        let undisturbed = run(&mut alone, std::slice::from_ref(&embedding)).into_values().next().unwrap();
+        let want = undisturbed.embedding.unwrap();
+        // After so many chunks of 20 rows: once in its first block, in others, and twice.
+        for pauses in [&[1][..], &[4], &[7], &[2, 5]] {
+            let mut engine = speaker.engine(EngineOptions { prefix_cache, ..sizes(1, 20, 1) });
+            let id = engine.submit(embedding.clone()).unwrap();
+            let (mut events, mut got) = (Vec::new(), None);
+            for (seed, steps) in pauses.iter().enumerate() {
+                for _ in 0..*steps {
+                    engine.step(&mut events).unwrap();
+                }
+                assert!(vector(&mut events, id).is_none(), "it is not done yet");
+                let other = engine.submit(asked(seed as u32)).unwrap();
+                engine.step(&mut events).unwrap();
+                let state = |wanted| engine.slots().find(|slot| slot.id == wanted).unwrap().state;
+                assert_eq!((state(id), state(other)), (SlotState::Suspended, SlotState::Prefilling));
+                while engine.slots().any(|slot| slot.id == other) {
+                    engine.step(&mut events).unwrap();
+                }
+            }
+            while !engine.is_idle() {
+                engine.step(&mut events).unwrap();
+                got = got.or(vector(&mut events, id));
+            }
+            assert_eq!(engine.totals().suspensions, pauses.len());
+            assert_eq!(got.unwrap(), want, "{pooling:?}, suspended after {pauses:?}");
+        }
+        // Side by side with others, in chunks that others take from.
+        let mut engine = speaker.engine(EngineOptions { prefix_cache, ..sizes(3, 20, 1) });
+        let (mut events, mut got) = (Vec::new(), None);
+        let id = engine.submit(embedding).unwrap();
+        for seed in 0..2 {
+            engine.step(&mut events).unwrap();
+            engine.submit(asked(seed)).unwrap();
+        }
+        while !engine.is_idle() {
+            engine.step(&mut events).unwrap();
+            got = got.or(vector(&mut events, id));
+        }
+        assert_eq!(got.unwrap(), want, "{pooling:?}, interleaved");
     }
 }
 

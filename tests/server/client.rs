@@ -18,7 +18,7 @@ pub(super) struct Server {
     pub(super) port: u16,
     /// What it says on standard error after it listens.
     lines: std::sync::mpsc::Receiver<String>,
-    _model: Option<TempDir>,
+    own_model: Option<TempDir>,
 }
 
 /// An answer: status, head, body.
@@ -44,12 +44,21 @@ impl Answer {
 impl Server {
     /// A tiny model, without a key, when it is ready.
     pub(super) fn start(family: &str, arguments: &[&str]) -> Self {
-        let model = tiny_model(family);
+        Self::start_with(tiny_model(family), arguments)
+    }
+
+    /// The same, with a folder that a test has changed.
+    pub(super) fn start_with(model: TempDir, arguments: &[&str]) -> Self {
         let arguments = [&["--no-api-key"], arguments].concat();
         let mut server = Self::spawn(model.path(), &arguments);
         server.wait_for("ready");
-        server._model = Some(model);
+        server.own_model = Some(model);
         server
+    }
+
+    /// Its model's folder.
+    pub(super) fn model(&self) -> &Path {
+        self.own_model.as_ref().expect("it was started with a folder of its own").path()
     }
 
     /// As soon as it listens.
@@ -71,7 +80,7 @@ impl Server {
                 }
             }
         });
-        let mut server = Self { process, port: 0, lines, _model: None };
+        let mut server = Self { process, port: 0, lines, own_model: None };
         let line = server.wait_for("listening on ");
         server.port = line.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or(0);
         server

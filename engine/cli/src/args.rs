@@ -169,6 +169,9 @@ pub(crate) struct Run {
     /// where the limit for locked memory is too low [llama.cpp: --mlock]
     #[arg(long, env = "NIGHTMONK_MLOCK", value_parser = BoolishValueParser::new())]
     pub(crate) mlock: bool,
+    /// Compute every prompt from its beginning, where prompts that begin alike share what was computed of it; changes no byte
+    #[arg(long, env = "NIGHTMONK_NO_PREFIX_CACHE", value_parser = BoolishValueParser::new())]
+    pub(crate) no_prefix_cache: bool,
     /// Memory on machines with several nodes: slice cuts every large matrix over them, off takes the machine as one, auto
     /// slices resident weights where it can; changes no byte
     #[arg(long, env = "NIGHTMONK_NUMA", value_name = "MODE", default_value = "auto", value_parser = numa)]

@@ -182,6 +182,7 @@ pub(crate) struct Opened {
     nodes: Nodes,
     /// Whether weights are locked in memory.
     lock: bool,
+    prefix_cache: bool,
     /// Why the weights live where they do, where nobody asked for it.
     reason: Option<String>,
 }
@@ -209,12 +210,13 @@ impl Opened {
         let nodes = if Model::can_be_cut(&checkpoint, request.load) { nodes } else { nodes.whole() };
         checkpoint.for_context(request.ctx_size);
         let dials = dials.words(checkpoint.config());
-        Ok(Self { checkpoint, request, options, dials, adapters, plan, nodes, lock: run.mlock, reason })
+        let (lock, prefix_cache) = (run.mlock, !run.no_prefix_cache);
+        Ok(Self { checkpoint, request, options, dials, adapters, plan, nodes, lock, prefix_cache, reason })
     }
 
     /// Starts workers and loads the weights, after the run's first line.
     pub(crate) fn load(self) -> Result<Loaded, EngineFailure> {
-        let Self { checkpoint, request, options, dials, adapters, plan, nodes, lock, reason } = self;
+        let Self { checkpoint, request, options, dials, adapters, plan, nodes, lock, reason, .. } = self;
         if lock {
             // Before minutes go into loading.
             let bytes = plan.weight_bytes.saturating_add(plan.mapped_bytes);
@@ -278,7 +280,7 @@ impl Opened {
             ctx_size: request.ctx_size,
             width: request.width,
             ubatch_size: request.ubatch_size,
-            prefix_cache: true,
+            prefix_cache: self.prefix_cache,
         };
         let Loaded { model, pool, adapters, .. } = self.load()?;
         let failed = |source| EngineError::Workers { threads: request.threads, source };

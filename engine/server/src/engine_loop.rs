@@ -110,7 +110,7 @@ impl EngineThread {
 impl Driver<'_> {
     fn probe(&mut self, done: oneshot::Sender<()>) -> Result<(), Refused> {
         let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-        let id = self.engine.submit(Request::new(vec![0], 1, greedy))?;
+        let id = self.engine.submit(Request { is_probe: true, ..Request::new(vec![0], 1, greedy) })?;
         self.listeners.insert(id, Listener::Probe(done));
         Ok(())
     }
@@ -137,6 +137,7 @@ impl Driver<'_> {
                 _ = done.send(self.engine.load_adapter(&name, &path).map(|_| ()));
             }
             Command::UnloadAdapter { name, done } => _ = done.send(self.engine.unload_adapter(&name)),
+            Command::Experts { done } => _ = done.send(self.engine.expert_counts().cloned().map(Box::new)),
             Command::Slots { done } => _ = done.send(self.engine.slots().collect()),
             Command::Stop => unreachable!("the loop ends with it"),
         }
@@ -229,6 +230,9 @@ fn of_refused(refused: &Refused) -> ApiError {
         Refused::NoAdapter { .. } | Refused::Adapters(_) => ApiError::field("lora", refused.to_string()),
         Refused::BiasedToken { .. } => ApiError::field("logit_bias", refused.to_string()),
         Refused::Logprobs { .. } => ApiError::field("logprobs", refused.to_string()),
+        Refused::NoRouter | Refused::RouterOfNothing | Refused::RouterBytes { .. } => {
+            ApiError::field("return_router", refused.to_string())
+        }
         Refused::ForeignConstraint => ApiError::field("response_format", refused.to_string()),
         Refused::NotForEmbedding { field } => ApiError::field(*field, refused.to_string()),
         Refused::EmptyPrompt | Refused::Token { .. } => ApiError::field("prompt", refused.to_string()),

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc;
 
 use engine_core::adapter::AdapterError;
+use engine_core::expert_counts::ExpertCounts;
 use engine_core::sampler::TokenLogprobs;
 use engine_core::session::{Completion, Engine, Request, Slot};
 use engine_core::text::Tokenizer;
@@ -68,6 +69,9 @@ pub(crate) enum Command {
     UnloadAdapter {
         name: String,
         done: oneshot::Sender<Result<(), AdapterError>>,
+    },
+    Experts {
+        done: oneshot::Sender<Option<Box<ExpertCounts>>>,
     },
     Slots {
         done: oneshot::Sender<Vec<Slot>>,

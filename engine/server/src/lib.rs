@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod digest;
 mod engine_loop;
 mod engine_thread;
 mod error;
@@ -28,6 +29,7 @@ mod server;
 mod vitals;
 
 pub use config::{Listen, ServerConfig};
+pub use digest::ComputeDigest;
 pub use engine_loop::EngineEnded;
 pub use engine_thread::{Start, Started};
 pub use guard::{KeyFileError, key_file};

@@ -11,6 +11,7 @@ use engine_core::text::{ChatTemplate, RenderOptions, SpeechFormat, Tokenizer};
 use tokio::sync::Semaphore;
 
 use crate::config::ServerConfig;
+use crate::digest::{ComputeDigest, Digest};
 use crate::engine_thread::EngineHandle;
 use crate::error::ApiError;
 use crate::openai::responses::Store;
@@ -41,6 +42,10 @@ pub struct ServedModel {
     pub adapters: Vec<ServedAdapter>,
     /// All that decides bytes, in words: type of activations, ISA, dials.
     pub settings: String,
+    /// Of these, what turns the model: a file of counted experts names it.
+    pub dials: String,
+    /// The digest of the model's files.
+    pub digest: ComputeDigest,
     /// Bytes of a run by what they are for, as the plan has them.
     pub arenas: Vec<(&'static str, u64)>,
     /// The model folder, as it was named.
@@ -83,6 +88,7 @@ pub(crate) struct Shared {
     pub(crate) model: ServedModel,
     pub(crate) engine: EngineHandle,
     pub(crate) config: ServerConfig,
+    pub(crate) digest: Digest,
     pub(crate) adapters: Mutex<Vec<ServedAdapter>>,
     pub(crate) prompts: Arc<Semaphore>,
     pub(crate) created: u64,
@@ -109,7 +115,7 @@ pub(crate) struct Counters {
 }
 
 impl Shared {
-    pub(crate) fn new(model: ServedModel, engine: EngineHandle, config: ServerConfig) -> Self {
+    pub(crate) fn new(model: ServedModel, engine: EngineHandle, config: ServerConfig, digest: Digest) -> Self {
         let words = format!("{} {} {}", model.path, env!("CARGO_PKG_VERSION"), model.settings);
         let fingerprint = format!("fp_{}", &blake3::hash(words.as_bytes()).to_hex()[..12]);
         let adapters = Mutex::new(model.adapters.clone());
@@ -117,6 +123,7 @@ impl Shared {
             model,
             engine,
             config,
+            digest,
             adapters,
             prompts: Arc::new(Semaphore::new(PROMPTS_AT_ONCE)),
             created: unix_seconds(),

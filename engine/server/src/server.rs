@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::config::{Listen, ServerConfig};
+use crate::digest::Digest;
 use crate::engine_loop::EngineEnded;
 use crate::engine_thread::{Command, EngineHandle, Start, channel};
 use crate::guard::{Guard, HostRules, Keys};
@@ -84,7 +85,8 @@ pub fn serve(
     let guard = Guard { hosts, keys: Keys::new(&config.api_keys) };
 
     let (handle, engine) = channel(model.width, config.queue);
-    let shared = Arc::new(Shared::new(model, handle.clone(), config));
+    let digest = Digest::start(Arc::clone(&model.digest)).map_err(ServeError::Threads)?;
+    let shared = Arc::new(Shared::new(model, handle.clone(), config, digest));
     let of_thread = Arc::clone(&shared);
     let thread = thread::Builder::new()
         .name("engine".into())

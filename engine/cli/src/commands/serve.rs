@@ -1,11 +1,15 @@
 //! `serve`: the model for clients that speak HTTP.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use engine_core::checkpoint::Checkpoint;
 use engine_core::text::{ChatTemplate, TextError};
-use engine_server::{Listen, ServeError, ServedAdapter, ServedModel, ServerConfig, Start, Started, key_file, serve};
+use engine_server::{
+    ComputeDigest, Listen, ServeError, ServedAdapter, ServedModel, ServerConfig, Start, Started, key_file, serve,
+};
 
 use super::generate::sampling;
 use crate::args::Serve;
@@ -26,10 +30,14 @@ pub(crate) fn run(arguments: Serve) -> Result<(), Failure> {
         }
         Err(error) => return Err(error.into()),
     };
+    if arguments.kv_dir.is_some() && arguments.run.no_prefix_cache {
+        return Err(Failure::Usage("`--kv-dir` keeps the prefix cache: leave `--no-prefix-cache` out".into()));
+    }
     let config = config(&arguments)?;
     let opened = Opened::new(folder, &arguments.run, arguments.parallel.get(), LogitRows::Last, Work::Long)?;
     let sampling = sampling(&arguments.draw, &text)?;
     let ModelText { tokenizer, eos, .. } = text;
+    let (known, digest) = digest(folder)?;
     let served = ServedModel {
         names: names(&arguments),
         tokenizer,
@@ -43,6 +51,8 @@ pub(crate) fn run(arguments: Serve) -> Result<(), Failure> {
         width: opened.request.width,
         adapters: opened.adapters.iter().map(served_adapter).collect(),
         settings: settings(&opened),
+        dials: opened.dials.clone(),
+        digest,
         arenas: vec![
             ("weights", opened.plan.weight_bytes),
             ("mapped", opened.plan.mapped_bytes),
@@ -56,6 +66,7 @@ pub(crate) fn run(arguments: Serve) -> Result<(), Failure> {
     let start: Start = Box::new(move |tokenizer| {
         // What is kept is for this model alone.
         let digest = kv_dir.as_ref().map(|_| opened.checkpoint.digest(opened.request.threads)).transpose()?;
+        digest.iter().for_each(|digest| _ = known.set(digest.clone()));
         let (mut engine, pin) = opened.engine_around(tokenizer, eos)?;
         if let (Some(folder), Some(digest)) = (&kv_dir, digest) {
             engine.keep_on_disk(folder, kv_dir_size, &digest, |line| eprintln!("{line}"))?;
@@ -75,6 +86,20 @@ pub(crate) fn run(arguments: Serve) -> Result<(), Failure> {
         ServeError::NoKey(_) => Failure::Usage(error.to_string()),
         error => error.into(),
     })
+}
+
+/// How the model's files are digested when somebody asks, and where a digest that is known already is kept.
+fn digest(folder: &Path) -> Result<(Arc<OnceLock<String>>, ComputeDigest), Failure> {
+    // The files as they are now, whatever becomes of their names.
+    let checkpoint = Checkpoint::open(folder)?;
+    let known = Arc::new(OnceLock::<String>::new());
+    let kept = Arc::clone(&known);
+    // One thread: answers are computed meanwhile.
+    let digest = move || match kept.get() {
+        Some(digest) => Ok(digest.clone()),
+        None => checkpoint.digest(1).map_err(|error| error.to_string()),
+    };
+    Ok((known, Arc::new(digest)))
 }
 
 fn served_adapter(adapter: &model::OpenAdapter) -> ServedAdapter {

@@ -85,10 +85,21 @@ impl ExpertCounts {
     /// What the system says.
     pub fn write(&self, path: &Path) -> Result<(), CountsFileError> {
         let failed = |source| CountsFileError::Io { verb: "write", path: path.to_owned(), source };
-        let Self { model, settings, workloads, layers, .. } = self.clone();
-        let content = Content { format: FORMAT.into(), version: VERSION, model, settings, workloads, layers };
-        let json = serde_json::to_vec(&content).map_err(|error| failed(error.into()))?;
+        let json = serde_json::to_vec(&self.content()).map_err(|error| failed(error.into()))?;
         whole_file::write(path, &json).map_err(failed)
+    }
+
+    /// What [`ExpertCounts::write`] writes, for a file that is written elsewhere.
+    ///
+    /// # Errors
+    /// None that counts could lead to: they are texts and numbers.
+    pub fn to_json(&self) -> Result<serde_json::Value, serde_json::Error> {
+        serde_json::to_value(self.content())
+    }
+
+    fn content(&self) -> Content {
+        let Self { model, settings, workloads, layers, .. } = self.clone();
+        Content { format: FORMAT.into(), version: VERSION, model, settings, workloads, layers }
     }
 
     fn from_json(json: &[u8]) -> Result<Self, String> {

@@ -101,6 +101,23 @@ impl ExpertCounts {
         self.seen
     }
 
+    /// Counts the choices of some tokens in a layer.
+    pub(crate) fn add<'c>(&mut self, layer: usize, rows: impl Iterator<Item = &'c [Choice]>) {
+        let Ok(at) = self.layers.binary_search_by_key(&layer, |counts| counts.layer) else { return };
+        let counts = &mut self.layers[at].counts;
+        let mut tokens = 0;
+        for row in rows {
+            tokens += 1;
+            for expert in row.iter().filter_map(|choice| choice.index()) {
+                counts[expert] += 1;
+            }
+        }
+        if at == 0 {
+            self.seen += tokens;
+            self.workloads.values_mut().for_each(|seen| *seen += tokens);
+        }
+    }
+
     /// Adds the counts of other texts. Nothing is added where it fails.
     ///
     /// # Errors
@@ -140,15 +157,8 @@ impl ExpertCounts {
 impl Observer for ExpertCounts {
     fn routed(&mut self, layer: usize, logits: &[f32], choices: &[Choice]) {
         let Ok(at) = self.layers.binary_search_by_key(&layer, |counts| counts.layer) else { return };
-        let counts = &mut self.layers[at].counts;
-        for expert in choices.iter().filter_map(|choice| choice.index()) {
-            counts[expert] += 1;
-        }
-        if at == 0 {
-            let rows = (logits.len() / counts.len()) as u64;
-            self.seen += rows;
-            self.workloads.values_mut().for_each(|tokens| *tokens += rows);
-        }
+        let rows = logits.len() / self.layers[at].counts.len();
+        self.add(layer, choices.chunks((choices.len() / rows.max(1)).max(1)));
     }
 }
 

@@ -5,8 +5,8 @@
 //! one position after the other, so chunks and company change no bit.
 
 use super::event::{Event, Pooling, SequenceError, SequenceId};
-use super::sequence::Sequence;
-use crate::model::{Batch, Model, Observer};
+use crate::adapter::AdapterSet;
+use crate::model::Model;
 
 /// Divides a vector by its length, so that the product of two of them is the cosine between them. The vector of zeros stays
 /// as it is.
@@ -44,6 +44,14 @@ impl Pool {
         }
     }
 
+    /// Adds the last residual stream of a position, `[hidden_size]`, of a sequence with these adapters.
+    pub(super) fn add(&mut self, model: &Model, adapters: Option<&AdapterSet>, position: usize, residual: &[f32]) {
+        if self.wants(position) {
+            model.final_norm(residual, adapters, &mut self.normed);
+            self.sums.iter_mut().zip(&self.normed).for_each(|(sum, value)| *sum += f64::from(*value));
+        }
+    }
+
     fn values(&self) -> Vec<f32> {
         let positions = if self.pooling == Pooling::Mean { self.positions as f64 } else { 1.0 };
         self.sums.iter().map(|sum| (sum / positions) as f32).collect()
@@ -57,30 +65,6 @@ impl Pool {
             Some(index) => {
                 let error = SequenceError::NonFiniteEmbedding { index, value: values[index] };
                 Event::Failed { id, error }
-            }
-        }
-    }
-}
-
-/// Sees the rows of a step and adds those that are embedded to their sequences.
-pub(super) struct Pooled<'a, 't> {
-    pub(super) model: &'a Model,
-    pub(super) batch: &'a Batch<'a>,
-    /// Those of the step, in the order of its block tables.
-    pub(super) running: &'a mut [Sequence<'t>],
-}
-
-impl Observer for Pooled<'_, '_> {
-    fn residual(&mut self, layer: usize, rows: &[f32]) {
-        let config = self.model.config();
-        if layer < config.layers.len() {
-            return;
-        }
-        for (row, residual) in self.batch.rows.iter().zip(rows.chunks_exact(config.hidden_size)) {
-            let Some(pool) = &mut self.running[row.sequence].pool else { continue };
-            if pool.wants(row.position) {
-                self.model.final_norm(residual, self.batch.adapters.get(row.sequence), &mut pool.normed);
-                pool.sums.iter_mut().zip(&pool.normed).for_each(|(sum, value)| *sum += f64::from(*value));
             }
         }
     }

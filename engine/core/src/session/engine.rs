@@ -10,13 +10,16 @@ use std::time::Instant;
 use numa::{Pinning, Pool};
 use simd::Dtype;
 
-use super::embedding::{Pool as EmbeddingPool, Pooled};
+use super::embedding::Pool as EmbeddingPool;
 use super::event::{Event, Output, Priority, Refused, Request, SequenceId, Slot};
 use super::prefix;
+use super::routing::{ROUTING_BYTES_MAX, Routing};
 use super::sequence::{After, Drawn, Sequence};
 use super::timing::Totals;
+use super::watch::Watch;
 use crate::adapter::{Adapter, AdapterError, AdapterFolder, AdapterSet};
 use crate::checkpoint::CheckpointError;
+use crate::expert_counts::ExpertCounts;
 use crate::homes::NodePages;
 use crate::kv_cache::disk::DiskCache;
 use crate::kv_cache::prefix::{ChainHash, Prefixes};
@@ -42,6 +45,9 @@ pub struct EngineOptions {
     /// bit.
     pub prefix_cache: bool,
 }
+
+/// Name of all that an engine computes, among workloads.
+const WORKLOAD: &str = "served";
 
 /// Why an engine did not start.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +99,8 @@ pub struct Engine<'t> {
     /// Rows that the step under way takes of each running sequence.
     pub(super) taken: Vec<usize>,
     pub(super) totals: Totals,
+    /// Of a model with experts.
+    pub(super) counts: Option<ExpertCounts>,
 }
 
 impl<'t> Engine<'t> {
@@ -131,6 +139,7 @@ impl<'t> Engine<'t> {
         let space = Workspace::new(&model, pool, options.ubatch_size + options.width, options.width);
         Ok(Self {
             described: prefix::describe(&model, options.kv_dtype, ""),
+            counts: ExpertCounts::new(model.config(), String::new(), String::new(), WORKLOAD).ok(),
             model,
             tokenizer,
             eos,
@@ -197,6 +206,13 @@ impl<'t> Engine<'t> {
     /// What was done since the start.
     pub fn totals(&self) -> &Totals {
         &self.totals
+    }
+
+    /// How often each expert was chosen since the start, by tokens that were computed, for requests to the model as it is:
+    /// what goes through adapters, or through more or fewer experts than others, is not counted, nor are probes. `None` of a
+    /// model without experts. Its model's digest and settings are empty: an engine does not know them.
+    pub fn expert_counts(&self) -> Option<&ExpertCounts> {
+        self.counts.as_ref()
     }
 
     /// Where the pages of keys and values are, of those that are bound to nodes.
@@ -295,6 +311,10 @@ impl<'t> Engine<'t> {
                 return Err(Refused::Experts { asked, most });
             }
         }
+        let routing = match request.return_router {
+            true => Some(self.routing(&request)?),
+            false => None,
+        };
         let id = SequenceId(self.next_id);
         let drawable = self.tokenizer.vocab_size().min(vocab_size);
         if let Some((token, _)) = request.logit_bias.iter().find(|(token, _)| *token as usize >= drawable) {
@@ -316,8 +336,29 @@ impl<'t> Engine<'t> {
         });
         let adapters = AdapterSet::new(chosen.collect::<Result<_, _>>()?)?;
         self.next_id += 1;
-        self.enqueue(Sequence::new(id, request, pool, adapters, sampler, detokenizer, stop));
+        let is_counted = !request.is_probe && adapters.is_empty() && self.is_own_number(request.experts_per_token);
+        let mut sequence = Sequence::new(id, request, pool, adapters, sampler, detokenizer, stop);
+        (sequence.routing, sequence.is_counted) = (routing, is_counted);
+        self.enqueue(sequence);
         Ok(id)
+    }
+
+    /// Room for what the routers of a request's tokens choose.
+    fn routing(&self, request: &Request) -> Result<Routing, Refused> {
+        let positions = request.tokens.len() + request.max_tokens.saturating_sub(1);
+        let routing = Routing::new(self.model.config(), request.experts_per_token, positions);
+        let routing = routing.ok_or(Refused::NoRouter)?;
+        match routing.bytes_max() {
+            _ if request.max_tokens == 0 => Err(Refused::RouterOfNothing),
+            0..=ROUTING_BYTES_MAX => Ok(routing),
+            bytes => Err(Refused::RouterBytes { bytes }),
+        }
+    }
+
+    /// Whether a request for so many experts gets what all get.
+    fn is_own_number(&self, asked: Option<NonZeroUsize>) -> bool {
+        let mut sparse = self.model.config().sparse_layers();
+        asked.is_none_or(|asked| sparse.all(|(_, sparse)| sparse.num_experts_per_tok == asked.get()))
     }
 
     /// Computes one step and appends what it brought to `events`.
@@ -342,8 +383,9 @@ impl<'t> Engine<'t> {
     fn compute(&mut self) -> Result<(), CheckpointError> {
         let batch = Batch { rows: &self.rows, tables: &self.tables, logits: &self.wanted, adapters: &self.chosen };
         let start = Instant::now();
-        let mut pooled = Pooled { model: &self.model, batch: &batch, running: &mut self.running };
-        self.model.forward(&batch, &mut self.kv, &mut self.space, &mut pooled);
+        let (running, counts) = (&mut self.running[..], self.counts.as_mut());
+        let mut watch = Watch { model: &self.model, batch: &batch, running, counts };
+        self.model.forward(&batch, &mut self.kv, &mut self.space, &mut watch);
         let time = start.elapsed();
         self.model.check_intact()?;
 

@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 
+use super::routing::{ROUTING_BYTES_MAX, Routing};
 use super::timing::Timings;
 use crate::adapter::AdapterSetError;
 use crate::constraint::{Constraint, ConstraintError};
@@ -32,6 +33,11 @@ pub struct Request {
     /// Tell each token's log-probability, and those of the so many most probable ones, up to
     /// [`TOP_LOGPROBS_MAX`](crate::sampler::TOP_LOGPROBS_MAX).
     pub logprobs: Option<usize>,
+    /// Tell the experts that each token went through: [`Completion::routing`]. Nothing is taken from the prefix cache then,
+    /// and there is room for [`ROUTING_BYTES_MAX`].
+    pub return_router: bool,
+    /// Sent to see that a token comes: what it chooses is not counted.
+    pub is_probe: bool,
     /// What the text has to be.
     pub constraint: Option<Constraint>,
     /// What is asked for; `max_tokens` counts for text alone.
@@ -85,6 +91,8 @@ impl Request {
             adapters: Vec::new(),
             logit_bias: Vec::new(),
             logprobs: None,
+            return_router: false,
+            is_probe: false,
             constraint: None,
             output: Output::Text,
             priority: Priority::default(),
@@ -98,6 +106,7 @@ impl Request {
         let set = [
             ("logit_bias", !self.logit_bias.is_empty()),
             ("logprobs", self.logprobs.is_some()),
+            ("return_router", self.return_router),
             ("constraint", self.constraint.is_some()),
             ("stop", !self.stop.is_empty()),
         ];
@@ -204,6 +213,20 @@ pub enum Refused {
         asked: usize,
         /// Tokens that may be asked for.
         most: usize,
+    },
+    /// The experts of a model that has none.
+    #[error("`return_router`: this model has no experts")]
+    NoRouter,
+    /// Nothing is computed for a text without tokens.
+    #[error("`return_router` tells of tokens that are computed, but none is to be drawn; ask for one at least")]
+    RouterOfNothing,
+    /// More positions than are kept.
+    #[error(
+        "`return_router` would keep {bytes} bytes of what routers choose, but a request has room for {ROUTING_BYTES_MAX}; send a shorter prompt or ask for fewer tokens"
+    )]
+    RouterBytes {
+        /// Bytes that all positions would take.
+        bytes: usize,
     },
     /// The constraint was compiled for another vocabulary or other ends than this engine has.
     #[error("the constraint was not compiled for the tokenizer and the end tokens of this engine")]
@@ -320,6 +343,8 @@ pub struct Completion {
     pub tokens: Vec<u32>,
     /// How probable each of them was, if the request asked; else none.
     pub logprobs: Vec<TokenLogprobs>,
+    /// Experts of all tokens that were computed, if the request asked.
+    pub routing: Option<Box<Routing>>,
     /// Their text, without stop strings, and without control tokens save those that were to be shown.
     pub text: String,
     /// Why it ended.

@@ -11,8 +11,10 @@ mod engine;
 mod evaluate;
 mod event;
 mod prefix;
+mod routing;
 mod sequence;
 mod timing;
+mod watch;
 
 pub use embedding::normalize;
 pub use engine::{Engine, EngineError, EngineOptions};
@@ -21,4 +23,5 @@ pub use event::{
     Completion, Event, FinishReason, Output, Pooling, Priority, Refused, Request, SequenceError, SequenceId, Slot,
     SlotState,
 };
+pub use routing::{ROUTING_BYTES_MAX, Routing};
 pub use timing::{Timings, Totals};

@@ -7,6 +7,7 @@ use simd::attention::KV_BLOCK;
 
 use super::embedding::Pool;
 use super::event::{Completion, Event, FinishReason, Priority, Request, SequenceError, SequenceId, Slot, SlotState};
+use super::routing::Routing;
 use super::timing::{Timings, Totals};
 use crate::adapter::AdapterSet;
 use crate::constraint::Matcher;
@@ -43,6 +44,10 @@ pub(super) struct Sequence<'t> {
     matcher: Option<Matcher>,
     /// Of a prompt that is embedded.
     pub(super) pool: Option<Pool>,
+    /// Of a request that asks for it.
+    pub(super) routing: Option<Routing>,
+    /// What its tokens choose is of the model as it was loaded, and counted.
+    pub(super) is_counted: bool,
     detokenizer: Detokenizer<'t>,
     stop: StopStrings,
     text: String,
@@ -99,6 +104,8 @@ impl<'t> Sequence<'t> {
             logprobs: Vec::new(),
             matcher: constraint.map(|constraint| constraint.begin()),
             pool,
+            routing: None,
+            is_counted: false,
             detokenizer,
             stop,
             text: String::new(),
@@ -131,9 +138,10 @@ impl<'t> Sequence<'t> {
         !self.decodes() && !self.is_reading
     }
 
-    /// Full blocks that it may share: the last token's logits are wanted, and an embedding wants states that no block has.
+    /// Full blocks that it may share: the last token's logits are wanted, and no block has the states that an embedding
+    /// wants, or what routers chose.
     pub(super) fn most_shared(&self) -> usize {
-        if self.pool.is_some() { 0 } else { (self.tokens.len() - 1) / KV_BLOCK }
+        if self.pool.is_some() || self.routing.is_some() { 0 } else { (self.tokens.len() - 1) / KV_BLOCK }
     }
 
     /// Name and tokens of a full block.
@@ -272,6 +280,7 @@ impl<'t> Sequence<'t> {
         let completion = Completion {
             tokens: self.tokens.split_off(self.prompt_tokens),
             logprobs: self.logprobs,
+            routing: self.routing.map(Box::new),
             text: self.text,
             finish_reason,
             prompt_tokens: self.prompt_tokens,

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::prompt::Prompted;
+use super::router::Router;
 use crate::engine_thread::{Running, SequenceEvent};
 use crate::error::ApiError;
 use crate::served::Shared;
@@ -65,6 +66,8 @@ pub(crate) struct End {
     pub(crate) prompt_tokens: usize,
     pub(crate) cached_tokens: usize,
     pub(crate) timings: Timings,
+    /// The experts of its tokens, where they were asked for.
+    pub(crate) router: Option<Box<Router>>,
 }
 
 impl End {
@@ -207,7 +210,9 @@ impl Choices {
                         FinishReason::Stop => Reason::Stop,
                         FinishReason::Length => Reason::Length,
                     };
-                    updates.push(self.end(index, reason, completion.cached_tokens, completion.timings));
+                    let routing = completion.routing.as_deref();
+                    let router = routing.and_then(Router::new).map(Box::new);
+                    updates.push(self.end(index, reason, completion.cached_tokens, completion.timings, router));
                 }
                 Ok(updates)
             }
@@ -243,12 +248,19 @@ impl Choices {
         if cut {
             self.running.cancel(index);
             let timings = Timings { prefill_tokens: self.choices[index].prompt_tokens, ..Timings::default() };
-            updates.push(self.end(index, Reason::ToolCalls, 0, timings));
+            updates.push(self.end(index, Reason::ToolCalls, 0, timings, None));
         }
         updates
     }
 
-    fn end(&mut self, index: usize, reason: Reason, cached_tokens: usize, timings: Timings) -> Update {
+    fn end(
+        &mut self,
+        index: usize,
+        reason: Reason,
+        cached_tokens: usize,
+        timings: Timings,
+        router: Option<Box<Router>>,
+    ) -> Update {
         let Choice { tokens, reasoning_tokens, prompt_tokens, .. } = self.choices[index];
         let usage = &mut self.usage;
         usage.completion_tokens += tokens;
@@ -263,6 +275,6 @@ impl Choices {
         counters.predicted_tokens.fetch_add(tokens as u64, Relaxed);
         counters.predicted_micros.fetch_add(micros(timings.decode), Relaxed);
         counters.tokens_max.fetch_max((prompt_tokens + tokens) as u64, Relaxed);
-        Update::End { index, end: End { reason, tokens, prompt_tokens, cached_tokens, timings } }
+        Update::End { index, end: End { reason, tokens, prompt_tokens, cached_tokens, timings, router } }
     }
 }

@@ -293,6 +293,9 @@ fn is_text_only(value: &Value) -> bool {
     value.as_array().is_some_and(|list| list.iter().all(|entry| entry == "text"))
 }
 
+/// Told by those APIs whose answers have a place for it.
+const ROUTER: &str = "return_router";
+
 /// Fields that some server of this kind has, and this version has not: the name, when it asks for nothing, and what to do.
 const UNSUPPORTED: [(&str, Neutral, &str); 31] = [
     ("audio", never, "this server gives text only"),
@@ -322,7 +325,7 @@ const UNSUPPORTED: [(&str, Neutral, &str); 31] = [
     ("dynatemp_range", is_zero, "the temperature is one number here"),
     ("dry_multiplier", is_zero, "there is no such penalty here"),
     ("samplers", is_empty, "the order is top_k, top_p, min_p, temperature"),
-    ("return_router", is_false, "routers are seen by `nightmonk logits --router` only"),
+    (ROUTER, is_false, "the experts of tokens are told by `/v1/chat/completions` and `/v1/completions`"),
     (
         "rope_freq_base",
         never,
@@ -339,6 +342,11 @@ const UNSUPPORTED: [(&str, Neutral, &str); 31] = [
 /// Refuses the first field that asks for what there is not, by name.
 pub(crate) fn refuse_unsupported(input: &Input) -> Result<(), ApiError> {
     refuse_unsupported_of(|name| input.field(name), "")
+}
+
+/// The same where answers tell what routers chose.
+pub(crate) fn refuse_unsupported_but_router(input: &Input) -> Result<(), ApiError> {
+    refuse_unsupported_of(|name| if name == ROUTER { None } else { input.field(name) }, "")
 }
 
 /// The same for fields that stand under a `prefix`.

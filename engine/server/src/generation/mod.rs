@@ -7,15 +7,18 @@ pub(crate) mod embed;
 mod form;
 pub(crate) mod logprobs;
 mod prompt;
+mod router;
 mod stream;
 
 pub(crate) use answer::{Answer, collect, patiently};
 pub(crate) use choices::{Choices, End, Reason, Update, Usage};
 pub(crate) use controls::{
-    Controls, OneOrMany, check_top_logprobs, experts_per_token_max, refuse_unsupported, refuse_unsupported_of,
+    Controls, OneOrMany, check_top_logprobs, experts_per_token_max, refuse_unsupported, refuse_unsupported_but_router,
+    refuse_unsupported_of,
 };
 pub(crate) use form::Form;
 pub(crate) use prompt::{ChatPrompt, Prompted, TextPrompt, in_background};
+pub(crate) use router::Router;
 pub(crate) use stream::{Dialect, stream};
 
 use std::sync::Arc;
@@ -32,6 +35,8 @@ pub(crate) struct Wants {
     pub(crate) form: Option<Form>,
     /// How probable its tokens were, and so many others.
     pub(crate) logprobs: Option<usize>,
+    /// The experts of its tokens.
+    pub(crate) router: bool,
 }
 
 /// What a request asks of the engine, checked.
@@ -71,11 +76,15 @@ impl Generation {
                 request.experts_per_token = controls.experts_per_token(&shared.model)?;
                 request.logit_bias.clone_from(&logit_bias);
                 request.logprobs = wants.logprobs;
+                request.return_router = wants.router;
                 request.constraint.clone_from(&constraint);
                 request.priority = controls.priority.unwrap_or_default();
                 this.requests.push(request);
                 this.prompts.push(Arc::clone(&prompted));
             }
+        }
+        if wants.router {
+            router::check(&shared.model, &this.requests)?;
         }
         Ok(this)
     }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use engine_core::text::{
-    ChatTemplate, CivilTime, Message, RenderOptions, SpeechFormat, SpeechParser, TextError, Tools,
+    ChatTemplate, CivilTime, Content, Message, RenderOptions, SpeechFormat, SpeechParser, TextError, Tools,
 };
 use serde_json::{Map, Value};
 
@@ -114,6 +114,10 @@ impl ChatPrompt {
         let harmony = template.speech_format(&self.options()).is_ok_and(|format| format == SpeechFormat::Harmony);
         let mut messages = self.messages.clone();
         for (index, message) in messages.iter_mut().enumerate() {
+            // Clients send back a turn of calls with the `null` that it came with; some templates look for thoughts in it.
+            if message.tool_calls.is_some() && matches!(message.content, None | Some(Content::Null)) {
+                message.content = Some(Content::Text(String::new()));
+            }
             match message.role.as_str() {
                 "system" | "user" | "assistant" | "tool" => {}
                 "developer" if harmony => {}

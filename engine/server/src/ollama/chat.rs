@@ -131,7 +131,7 @@ fn asked(
         Some(schema @ Value::Object(_)) => Some(Form::json(Some(schema), "format")),
         Some(_) => return Err(ApiError::unsupported("format", "known are `json` and a JSON schema")),
     };
-    let wants = Wants { form, logprobs: None };
+    let wants = Wants { form, logprobs: None, router: false };
     let controls: Controls = common.options.unwrap_or_default().controls(&shared.model, Some(common.model.clone()))?;
     let generation = Generation::new(shared, &controls, vec![prompted], field, &wants)?;
     let streams = common.stream.unwrap_or(true);

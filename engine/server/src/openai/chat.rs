@@ -15,8 +15,8 @@ use utoipa::ToSchema;
 use super::chunks::ChatStream;
 use crate::error::ApiError;
 use crate::generation::{
-    Answer, ChatPrompt, Controls, Form, Generation, Reason, Usage, Wants, check_top_logprobs, collect, in_background,
-    logprobs, patiently, refuse_unsupported, stream,
+    Answer, ChatPrompt, Controls, Form, Generation, Reason, Router, Usage, Wants, check_top_logprobs, collect,
+    in_background, logprobs, patiently, refuse_unsupported_but_router, stream,
 };
 use crate::input::Input;
 use crate::served::{Shared, unix_seconds};
@@ -53,6 +53,9 @@ pub(crate) struct ChatFields {
     /// Tells in a stream how much of the prompt was computed.
     #[serde(default)]
     pub(super) return_progress: Option<bool>,
+    /// Tell the experts that each token went through, with the factors of their outputs; the prompt is computed anew for it.
+    #[serde(default)]
+    pub(super) return_router: Option<bool>,
 }
 
 /// A tool of a chat.
@@ -86,6 +89,9 @@ struct ChatChoice {
     finish_reason: Reason,
     #[schema(value_type = Option<Object>)]
     logprobs: Option<Value>,
+    /// With `return_router`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    router: Option<Box<Router>>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -113,7 +119,7 @@ impl ChatRequest {
     pub(crate) fn new(input: &Input) -> Result<Self, ApiError> {
         let fields: ChatFields = input.parse()?;
         let controls: Controls = input.parse()?;
-        refuse_unsupported(input)?;
+        refuse_unsupported_but_router(input)?;
         Self::of(&fields, controls, Form::of_fields(input)?)
     }
 
@@ -127,6 +133,11 @@ impl ChatRequest {
             }
             form = Some(Form::calls(tools.clone(), name, parallel_calls));
         }
+        let router = fields.return_router.unwrap_or(false);
+        if router && !parallel_calls {
+            let why = "an answer that is cut after its first call tells no experts; leave `parallel_tool_calls` out";
+            return Err(ApiError::unsupported("return_router", why));
+        }
         check_top_logprobs(fields.top_logprobs, "top_logprobs")?;
         let logprobs = match (fields.logprobs.unwrap_or(false), fields.top_logprobs) {
             (true, top) => Some(top.unwrap_or(0)),
@@ -137,7 +148,7 @@ impl ChatRequest {
             controls,
             prompt,
             parallel_calls,
-            wants: Wants { form, logprobs },
+            wants: Wants { form, logprobs, router },
             return_progress: fields.return_progress.unwrap_or(false),
         })
     }
@@ -304,7 +315,7 @@ fn completion(
             tool_calls,
             refusal: None,
         };
-        choices.push(ChatChoice { index, message, finish_reason: end.reason, logprobs });
+        choices.push(ChatChoice { index, message, finish_reason: end.reason, logprobs, router: end.router });
     }
     let (created, system_fingerprint) = (unix_seconds(), shared.fingerprint.clone());
     Ok(ChatCompletion { id, object: "chat.completion", created, model, system_fingerprint, choices, usage, timings })

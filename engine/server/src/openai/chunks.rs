@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{COMMENT, DONE, EVENT_STREAM, event, failed};
 use crate::error::ApiError;
-use crate::generation::{Dialect, Reason, Update, Usage, logprobs};
+use crate::generation::{Dialect, Reason, Router, Update, Usage, logprobs};
 use crate::served::{Shared, unix_seconds};
 
 /// Writes chunks.
@@ -45,6 +45,8 @@ struct ChunkChoice<'a> {
     delta: Delta<'a>,
     finish_reason: Option<Reason>,
     logprobs: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    router: Option<Box<Router>>,
 }
 
 #[derive(Default, Serialize)]
@@ -89,7 +91,7 @@ impl ChatStream {
     }
 
     fn delta(&self, index: usize, delta: Delta<'_>, finish_reason: Option<Reason>, out: &mut Vec<u8>) {
-        event(&self.chunk(&[ChunkChoice { index, delta, finish_reason, logprobs: None }]), out);
+        event(&self.chunk(&[ChunkChoice { index, delta, finish_reason, logprobs: None, router: None }]), out);
     }
 }
 
@@ -119,7 +121,7 @@ impl Dialect for ChatStream {
                 let delta = Delta { content: Some(&text), ..Delta::default() };
                 let tokenizer = &self.shared.model.tokenizer;
                 let logprobs = (!logprobs.is_empty()).then(|| logprobs::of_chat(tokenizer, &logprobs));
-                event(&self.chunk(&[ChunkChoice { index, delta, finish_reason: None, logprobs }]), out);
+                event(&self.chunk(&[ChunkChoice { index, delta, finish_reason: None, logprobs, router: None }]), out);
             }
             Update::ToolCall { index, number, id, call: ToolCall { name, arguments } } => {
                 let function = json!({"name": name, "arguments": arguments});
@@ -128,8 +130,13 @@ impl Dialect for ChatStream {
             }
             Update::End { index, end } => {
                 let timings = end.timings();
-                let choices =
-                    [ChunkChoice { index, delta: Delta::default(), finish_reason: Some(end.reason), logprobs: None }];
+                let choices = [ChunkChoice {
+                    index,
+                    delta: Delta::default(),
+                    finish_reason: Some(end.reason),
+                    logprobs: None,
+                    router: end.router,
+                }];
                 event(&Chunk { timings: Some(&timings), ..self.chunk(&choices) }, out);
                 self.timings = Some(timings);
             }

@@ -13,8 +13,8 @@ use utoipa::ToSchema;
 use super::{COMMENT, DONE, EVENT_STREAM, event, failed};
 use crate::error::ApiError;
 use crate::generation::{
-    Controls, Dialect, Form, Generation, Reason, TextPrompt, Update, Usage, Wants, check_top_logprobs, collect,
-    in_background, logprobs, patiently, refuse_unsupported, stream,
+    Controls, Dialect, Form, Generation, Reason, Router, TextPrompt, Update, Usage, Wants, check_top_logprobs, collect,
+    in_background, logprobs, patiently, refuse_unsupported_but_router, stream,
 };
 use crate::input::Input;
 use crate::served::{Shared, unix_seconds};
@@ -31,6 +31,9 @@ pub(crate) struct CompletionFields {
     /// Tell how probable tokens were, and so many of the most probable ones.
     #[serde(default)]
     logprobs: Option<usize>,
+    /// Tell the experts that each token went through, with the factors of their outputs; the prompt is computed anew for it.
+    #[serde(default)]
+    return_router: Option<bool>,
 }
 
 /// Prompts, in the forms that they may have.
@@ -77,6 +80,9 @@ struct TextChoice {
     finish_reason: Option<Reason>,
     #[schema(value_type = Option<Object>)]
     logprobs: Option<Value>,
+    /// With `return_router`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    router: Option<Box<Router>>,
 }
 
 /// Completes texts.
@@ -95,9 +101,9 @@ async fn answer(shared: Arc<Shared>, request: Request<Body>) -> Result<Response,
     shared.engine.check_ready()?;
     let input = Input::read(request, shared.config.body_bytes_max).await?;
     let (generation, controls, echoes) = in_background(&shared, move |shared| {
-        let CompletionFields { prompt, echo, logprobs } = input.parse()?;
+        let CompletionFields { prompt, echo, logprobs, return_router } = input.parse()?;
         let controls: Controls = input.parse()?;
-        refuse_unsupported(&input)?;
+        refuse_unsupported_but_router(&input)?;
         let prompts = prompt.into_prompts();
         let n = controls.n()?;
         // Before anything is tokenised that could never run.
@@ -119,7 +125,8 @@ async fn answer(shared: Arc<Shared>, request: Request<Body>) -> Result<Response,
         if logprobs.is_some() && echo.unwrap_or(false) {
             return Err(ApiError::unsupported("logprobs", "with `echo` they are not told; leave one of the two out"));
         }
-        let wants = Wants { form: Form::of_fields(&input)?, logprobs };
+        let router = return_router.unwrap_or(false);
+        let wants = Wants { form: Form::of_fields(&input)?, logprobs, router };
         let generation = Generation::new(shared, &controls, prompts, "prompt", &wants)?;
         Ok((generation, controls, echoes))
     })
@@ -150,9 +157,10 @@ async fn answer(shared: Arc<Shared>, request: Request<Body>) -> Result<Response,
         let choices = answers.into_iter().zip(echoes).enumerate().map(|(index, (answer, echo))| TextChoice {
             index,
             text: echo + &answer.content,
-            finish_reason: answer.end.map(|end| end.reason),
+            finish_reason: answer.end.as_ref().map(|end| end.reason),
             logprobs: (!answer.logprobs.is_empty())
                 .then(|| logprobs::of_text(&shared.model.tokenizer, &answer.logprobs, &mut 0)),
+            router: answer.end.and_then(|end| end.router),
         });
         let completion = Completion { usage: Some(usage), timings, ..form.of(choices.collect()) };
         serde_json::to_value(completion).map_err(|error| ApiError::engine(error.to_string()))
@@ -193,7 +201,7 @@ struct TextStream {
 
 impl TextStream {
     fn piece(&self, index: usize, text: String, finish_reason: Option<Reason>) -> Completion {
-        self.form.of(vec![TextChoice { index, text, finish_reason, logprobs: None }])
+        self.form.of(vec![TextChoice { index, text, finish_reason, logprobs: None, router: None }])
     }
 }
 
@@ -221,7 +229,8 @@ impl Dialect for TextStream {
             }
             Update::End { index, end } => {
                 let timings = Some(end.timings());
-                let piece = self.piece(index, String::new(), Some(end.reason));
+                let mut piece = self.piece(index, String::new(), Some(end.reason));
+                piece.choices[0].router = end.router;
                 event(&Completion { timings, ..piece }, out);
             }
             // Plain text has no thoughts and no calls.

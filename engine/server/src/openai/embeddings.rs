@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use super::completions::PromptField;
 use crate::error::ApiError;
-use crate::generation::{embed, in_background, patiently};
+use crate::generation::{embed, in_background, patiently, refuse_unsupported};
 use crate::input::Input;
 use crate::served::Shared;
 
@@ -49,6 +49,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Body>) -> Result<Response,
     shared.engine.check_ready()?;
     let input = Input::read(request, shared.config.body_bytes_max).await?;
     let asked = in_background(&shared, move |shared| {
+        refuse_unsupported(&input)?;
         let Embed { input, model, encoding_format, dimensions, pooling, normalize } = input.parse()?;
         let base64 = match encoding_format.as_deref() {
             None | Some("float") => false,

@@ -248,7 +248,7 @@ mod tests {
     fn what_ended_first_is_forgotten_first_and_what_runs_is_not() {
         let store = Store::new(3, usize::MAX);
         let gone = begin(&store, "a").expect("room");
-        ["b", "c", "d"].map(|id| keep(&store, id));
+        ["b", "c", "d"].into_iter().for_each(|id| keep(&store, id));
         assert_eq!(there(&store), ["a", "c", "d"]);
         // It has ended last, so it outlives the others.
         store.ended(document("a", Status::Completed));
@@ -261,7 +261,7 @@ mod tests {
     fn bytes_are_bounded_too() {
         let one = bytes_of(&document("a", Status::Completed), &[]);
         let store = Store::new(100, 2 * one + one / 2);
-        ["a", "b", "c"].map(|id| keep(&store, id));
+        ["a", "b", "c"].into_iter().for_each(|id| keep(&store, id));
         assert_eq!(there(&store), ["b", "c"]);
         assert_eq!(store.kept().bytes, 2 * one);
         store.keep(document(&"x".repeat(3 * one), Status::Completed), Vec::new());

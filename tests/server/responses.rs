@@ -76,14 +76,14 @@ fn a_response_says_what_a_chat_says_and_is_found_again() {
     }
 
     assert_eq!(server.get(&path(&made)).json(), made);
-    let deleted = server.raw(format!("{}\r\n", server.head("DELETE", &path(&made), "")).as_bytes()).json();
+    let deleted = server.delete(&path(&made)).json();
     assert_eq!(deleted, json!({"id": made["id"], "object": "response", "deleted": true}));
     let unstored = create(&server, json!({"store": false}));
     for gone in [path(&made), path(&unstored), "/v1/responses/resp_0".into()] {
         for answer in [server.get(&gone), server.get(&format!("{gone}/input_items"))] {
             assert_eq!((answer.status, &answer.json()["error"]["code"]), (404, &json!("not_found")), "{answer:?}");
         }
-        assert_eq!(server.raw(format!("{}\r\n", server.head("DELETE", &gone, "")).as_bytes()).status, 404);
+        assert_eq!(server.delete(&gone).status, 404);
         assert_eq!(server.post(&format!("{gone}/cancel"), &json!({})).status, 404);
     }
 }
@@ -241,7 +241,7 @@ fn a_response_that_is_cancelled_or_deleted_gives_its_place_back() {
             assert_eq!(cancelled["status"], "cancelled");
             assert_eq!(server.get(&path(&made)).json(), cancelled);
         } else {
-            assert_eq!(server.raw(format!("{}\r\n", server.head(how, &path(&made), "")).as_bytes()).status, 200);
+            assert_eq!(server.delete(&path(&made)).status, 200);
             assert_eq!(server.get(&path(&made)).status, 404);
         }
         let start = Instant::now();

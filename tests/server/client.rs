@@ -120,6 +120,10 @@ impl Server {
         self.raw(format!("{}\r\n", self.head("GET", path, "")).as_bytes())
     }
 
+    pub(super) fn delete(&self, path: &str) -> Answer {
+        self.raw(format!("{}\r\n", self.head("DELETE", path, "")).as_bytes())
+    }
+
     pub(super) fn post(&self, path: &str, body: &Value) -> Answer {
         self.post_text(path, &body.to_string())
     }

@@ -84,6 +84,7 @@ fn the_document_of_the_api_names_every_path_that_it_has() {
             let path = path.replace("{id}", "none");
             let answer = match method.as_str() {
                 "get" => server.get(&path),
+                "delete" => server.delete(&path),
                 _ => server.post(&path, &json!({"model": "none"})),
             };
             let is_there = answer.status != 405 && !answer.body.contains("nothing at this path");

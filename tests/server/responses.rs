@@ -5,6 +5,19 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::client::Server;
+use crate::tiny_model::tiny_model;
+
+/// A server whose model has this chat template.
+fn with_template(template: &str) -> (Server, tempfile::TempDir) {
+    let model = tiny_model("qwen3");
+    let path = model.path().join("tokenizer_config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["chat_template"] = template.into();
+    std::fs::write(path, config.to_string()).unwrap();
+    let mut server = Server::spawn(model.path(), &["--no-api-key", "-c", "4096"]);
+    server.wait_for("ready");
+    (server, model)
+}
 
 fn asked(extra: Value) -> Value {
     let mut body = json!({"input": "Ночь", "max_output_tokens": 12, "temperature": 0});
@@ -63,14 +76,14 @@ fn a_response_says_what_a_chat_says_and_is_found_again() {
     }
 
     assert_eq!(server.get(&path(&made)).json(), made);
-    let deleted = server.raw(format!("{}\r\n", server.head("DELETE", &path(&made), "")).as_bytes()).json();
+    let deleted = server.delete(&path(&made)).json();
     assert_eq!(deleted, json!({"id": made["id"], "object": "response", "deleted": true}));
     let unstored = create(&server, json!({"store": false}));
     for gone in [path(&made), path(&unstored), "/v1/responses/resp_0".into()] {
         for answer in [server.get(&gone), server.get(&format!("{gone}/input_items"))] {
             assert_eq!((answer.status, &answer.json()["error"]["code"]), (404, &json!("not_found")), "{answer:?}");
         }
-        assert_eq!(server.raw(format!("{}\r\n", server.head("DELETE", &gone, "")).as_bytes()).status, 404);
+        assert_eq!(server.delete(&gone).status, 404);
         assert_eq!(server.post(&format!("{gone}/cancel"), &json!({})).status, 404);
     }
 }
@@ -114,8 +127,25 @@ fn a_streamed_response_says_what_the_whole_one_says() {
 }
 
 #[test]
+fn thoughts_are_an_item_of_their_own() {
+    let opened = "{% for message in messages %}{{ message.content }}</think>{% endfor %}<think>{{ '\\n' }}";
+    let (server, _model) = with_template(opened);
+    let whole = create(&server, json!({}));
+    let thought = &whole["output"][0];
+    assert_eq!((&thought["type"], &thought["summary"]), (&json!("reasoning"), &json!([])), "{whole}");
+    assert_eq!(thought["content"][0]["type"], "reasoning_text");
+    assert!(whole["usage"]["output_tokens_details"]["reasoning_tokens"].as_u64().unwrap() > 0, "{whole}");
+    let events = server.post("/v1/responses", &asked(json!({"stream": true}))).events();
+    let deltas = events.iter().filter(|event| event["type"] == "response.reasoning_text.delta");
+    let told: String = deltas.filter_map(|event| event["delta"].as_str()).collect();
+    assert_eq!(thought["content"][0]["text"], told.as_str());
+    let done = events.iter().find(|event| event["type"] == "response.reasoning_text.done").unwrap();
+    assert_eq!(done["text"], told.as_str());
+}
+
+#[test]
 fn a_call_that_is_forced_is_an_item_and_its_result_goes_back() {
-    let server = Server::start("qwen3", &[]);
+    let (server, _model) = with_template(include_str!("../golden/templates/qwen2_5/chat_template.jinja"));
     let parameters = json!({"type": "object", "properties": {"x": {"enum": ["a"]}}, "required": ["x"],
         "additionalProperties": false});
     let tools = json!([{"type": "function", "name": "f", "description": "", "parameters": parameters}]);
@@ -211,7 +241,7 @@ fn a_response_that_is_cancelled_or_deleted_gives_its_place_back() {
             assert_eq!(cancelled["status"], "cancelled");
             assert_eq!(server.get(&path(&made)).json(), cancelled);
         } else {
-            assert_eq!(server.raw(format!("{}\r\n", server.head(how, &path(&made), "")).as_bytes()).status, 200);
+            assert_eq!(server.delete(&path(&made)).status, 200);
             assert_eq!(server.get(&path(&made)).status, 404);
         }
         let start = Instant::now();

@@ -147,7 +147,7 @@ impl ResponseDocument {
         let Some(item) = self.output.last_mut() else { return };
         match item {
             Item::Message { content, .. } => push(content, text, Part::output),
-            Item::Reasoning { content, .. } => push(content, text, |text| Part::ReasoningText { text }),
+            Item::Reasoning { content, .. } => push(content, text, |text| Part::Reasoning { text }),
             Item::FunctionCall { arguments: said, .. } | Item::FunctionCallOutput { output: said, .. } => {
                 said.push_str(text);
             }

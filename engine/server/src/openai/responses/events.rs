@@ -54,7 +54,7 @@ impl Numbered {
                 self.event("response.output_item.added", added, out);
                 let part = match item {
                     Item::Message { .. } => Part::output(String::new()),
-                    Item::Reasoning { .. } => Part::ReasoningText { text: String::new() },
+                    Item::Reasoning { .. } => Part::Reasoning { text: String::new() },
                     Item::FunctionCall { .. } | Item::FunctionCallOutput { .. } => return,
                 };
                 self.event("response.content_part.added", of_part("part", json!(part)), out);
@@ -76,7 +76,7 @@ impl Numbered {
                     Item::Message { content, .. } | Item::Reasoning { content, .. } => {
                         for part in content {
                             let text = json!(part.text());
-                            if let Part::ReasoningText { .. } = part {
+                            if let Part::Reasoning { .. } = part {
                                 self.event("response.reasoning_text.done", of_part("text", text), out);
                             } else {
                                 self.event("response.output_text.done", of_text("text", text), out);

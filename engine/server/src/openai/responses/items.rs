@@ -34,27 +34,30 @@ pub(super) enum Item {
 
 /// Text of a message or a thought.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
+#[serde(tag = "type")]
 pub(super) enum Part {
-    InputText { text: String },
-    OutputText { text: String, annotations: [(); 0], logprobs: [(); 0] },
-    ReasoningText { text: String },
+    #[serde(rename = "input_text")]
+    Input { text: String },
+    #[serde(rename = "output_text")]
+    Output { text: String, annotations: [(); 0], logprobs: [(); 0] },
+    #[serde(rename = "reasoning_text")]
+    Reasoning { text: String },
 }
 
 impl Part {
     pub(super) fn output(text: String) -> Self {
-        Self::OutputText { text, annotations: [], logprobs: [] }
+        Self::Output { text, annotations: [], logprobs: [] }
     }
 
     pub(super) fn text(&self) -> &str {
         match self {
-            Self::InputText { text } | Self::OutputText { text, .. } | Self::ReasoningText { text } => text,
+            Self::Input { text } | Self::Output { text, .. } | Self::Reasoning { text } => text,
         }
     }
 
     pub(super) fn text_mut(&mut self) -> &mut String {
         match self {
-            Self::InputText { text } | Self::OutputText { text, .. } | Self::ReasoningText { text } => text,
+            Self::Input { text } | Self::Output { text, .. } | Self::Reasoning { text } => text,
         }
     }
 }
@@ -90,7 +93,7 @@ impl Item {
     /// What a user says.
     pub(super) fn user(text: String, shared: &Shared) -> Self {
         let (id, role) = (shared.new_id("msg_"), "user".into());
-        Self::Message { id, role, status: Status::Completed, content: vec![Part::InputText { text }] }
+        Self::Message { id, role, status: Status::Completed, content: vec![Part::Input { text }] }
     }
 
     /// An item as it came, at this place of `input`.
@@ -118,7 +121,7 @@ impl Item {
                 let content = parts("content")?.into_iter();
                 let content = content.map(|text| match role.as_str() {
                     "assistant" => Part::output(text),
-                    _ => Part::InputText { text },
+                    _ => Part::Input { text },
                 });
                 Ok(Self::Message { id: id("msg_"), content: content.collect(), role, status })
             }
@@ -127,7 +130,7 @@ impl Item {
                     None | Some(Value::Null) => Vec::new(),
                     Some(_) => parts("content")?,
                 };
-                let content = content.into_iter().map(|text| Part::ReasoningText { text }).collect();
+                let content = content.into_iter().map(|text| Part::Reasoning { text }).collect();
                 Ok(Self::Reasoning { id: id("rs_"), summary: [], content, status })
             }
             "function_call" => {
@@ -204,7 +207,7 @@ pub(super) fn messages(items: &[Item]) -> Vec<Message> {
             Item::FunctionCall { call_id, name, arguments, .. } => {
                 let function = json!({"name": name, "arguments": arguments});
                 let call = json!({"id": call_id, "type": "function", "function": function});
-                if !messages.last().is_some_and(|turn| turn.role == "assistant") {
+                if messages.last().is_none_or(|turn| turn.role != "assistant") {
                     messages.push(Message { content: None, ..Message::new("assistant", "") });
                 }
                 if let Some(turn) = messages.last_mut() {
@@ -244,14 +247,14 @@ mod tests {
     use super::*;
 
     fn item(id: &str, role: &str, text: &str) -> Item {
-        let content = vec![Part::InputText { text: text.into() }];
+        let content = vec![Part::Input { text: text.into() }];
         Item::Message { id: id.into(), role: role.into(), status: Status::Completed, content }
     }
 
     #[test]
     fn a_turn_of_thoughts_text_and_calls_is_one_message() {
         let status = Status::Completed;
-        let thought = Part::ReasoningText { text: "hm".into() };
+        let thought = Part::Reasoning { text: "hm".into() };
         let call = |id: &str| Item::FunctionCall {
             id: id.into(),
             call_id: id.into(),

@@ -7,5 +7,6 @@ mod guard;
 mod ollama;
 mod operation;
 mod phases;
+mod responses;
 mod router;
 mod tools;

@@ -6,7 +6,7 @@ import time
 
 import openai
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 QUESTION = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
 WEATHER = {
@@ -111,15 +111,16 @@ def test_a_tool_that_is_required_is_called(client, model):
 
 
 def test_a_call_streams_in_pieces(client, model):
-    chunks = list(chat(client, model, tools=[WEATHER], tool_choice="required", max_tokens=100, stream=True))
+    options = {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 100}
+    chunks = list(chat(client, model, stream=True, **options))
     calls = [call for chunk in chunks if chunk.choices for call in chunk.choices[0].delta.tool_calls or []]
     assert calls[0].function.name == "get_weather"
     assert list(json.loads("".join(call.function.arguments or "" for call in calls))) == ["city"]
 
 
 class Capital(BaseModel):
-    country: str
-    population_in_millions: int
+    country: str = Field(max_length=20)
+    population_in_millions: int = Field(ge=0, le=100)
 
 
 def test_a_structured_answer_has_its_schema(client, model):

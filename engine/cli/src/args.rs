@@ -1,7 +1,9 @@
 //! Flags: llama.cpp's spellings where it has them, each with an environment mirror `NIGHTMONK_…`.
 
+mod serve;
+mod values;
+
 use std::ffi::OsString;
-use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -15,9 +17,9 @@ use crate::chat_flags::ChatFlags;
 use crate::commands::context::Language;
 use crate::dials::DialFlags;
 use crate::text_form::TextForm;
-
-/// Rows of a picture, and facts of which each has a subject of its own.
-const DEPTHS_MAX: usize = 101;
+pub(crate) use serve::Serve;
+pub(crate) use values::Depths;
+use values::{cache_type, depths, isa, numa, positive, scaled, size};
 
 /// Runs large language models at full precision on this machine, and works through the night on private notes.
 #[derive(Parser)]
@@ -376,81 +378,6 @@ pub(crate) struct NightRun {
 }
 
 #[derive(Args)]
-pub(crate) struct Serve {
-    /// Model folder
-    #[arg(short, long, env = "NIGHTMONK_MODEL", value_name = "DIR")]
-    pub(crate) model: PathBuf,
-    /// Address to listen on: that of this machine itself, unless --allow-remote
-    #[arg(long, env = "NIGHTMONK_HOST", value_name = "IP", default_value = "127.0.0.1", value_parser = address)]
-    pub(crate) host: IpAddr,
-    /// Port to listen on; 0 takes a free one
-    #[arg(long, env = "NIGHTMONK_PORT", value_name = "PORT", default_value_t = 8080)]
-    pub(crate) port: u16,
-    /// Listen on a Unix socket in place of an address
-    #[arg(long, env = "NIGHTMONK_UNIX_SOCKET", value_name = "PATH")]
-    pub(crate) unix_socket: Option<PathBuf>,
-    /// Allow an address that others can reach; clients need the key there
-    #[arg(long, env = "NIGHTMONK_ALLOW_REMOTE", value_parser = BoolishValueParser::new())]
-    pub(crate) allow_remote: bool,
-    /// Keys that clients may show. Without one, a key is made at the first start, in a file that only its owner may read
-    #[arg(long, env = "NIGHTMONK_API_KEY", value_name = "KEY", value_delimiter = ',', hide_env_values = true)]
-    pub(crate) api_key: Vec<String>,
-    /// File of such keys, one a line, that only its owner may read
-    #[arg(long, env = "NIGHTMONK_API_KEY_FILE", value_name = "FILE")]
-    pub(crate) api_key_file: Option<PathBuf>,
-    /// Answer every client of this machine, whatever key it shows; not with --allow-remote
-    #[arg(long, env = "NIGHTMONK_NO_API_KEY", value_parser = BoolishValueParser::new(),
-          conflicts_with_all = ["api_key", "api_key_file", "allow_remote"])]
-    pub(crate) no_api_key: bool,
-    /// Further names that clients may call this server by, as NAME or NAME:PORT
-    #[arg(long, env = "NIGHTMONK_ALLOWED_HOST", value_name = "NAME", value_delimiter = ',')]
-    pub(crate) allowed_host: Vec<String>,
-    /// Pages that may use this server from a browser, as http://NAME:PORT; without it, none
-    #[arg(long, env = "NIGHTMONK_ALLOWED_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
-    pub(crate) allowed_origin: Vec<String>,
-    /// Names of the model for clients; without it, the folder's name
-    #[arg(short, long, env = "NIGHTMONK_ALIAS", value_name = "NAME", value_delimiter = ',')]
-    pub(crate) alias: Vec<String>,
-    /// Sequences that run side by side [llama.cpp: -np]
-    #[arg(long, env = "NIGHTMONK_PARALLEL", value_name = "N", default_value = "4")]
-    pub(crate) parallel: NonZeroUsize,
-    /// Sequences that may wait beside those that run; more are answered 429
-    #[arg(long, env = "NIGHTMONK_QUEUE_SIZE", value_name = "N", default_value_t = 64)]
-    pub(crate) queue_size: usize,
-    /// Open connections
-    #[arg(long, env = "NIGHTMONK_CONNECTIONS", value_name = "N", default_value = "256")]
-    pub(crate) connections: NonZeroUsize,
-    /// Largest body of a request
-    #[arg(long, env = "NIGHTMONK_BODY_LIMIT", value_name = "SIZE", default_value = "16MiB", value_parser = size)]
-    pub(crate) body_limit: u64,
-    /// Seconds after which a client that does not read its answer is dropped [llama.cpp: -to]
-    #[arg(long, env = "NIGHTMONK_TIMEOUT", value_name = "SECONDS", default_value_t = 600)]
-    pub(crate) timeout: u64,
-    /// Seconds that running requests get when the server is asked to end
-    #[arg(long, env = "NIGHTMONK_GRACE", value_name = "SECONDS", default_value_t = 30)]
-    pub(crate) grace: u64,
-    /// Most tokens of an answer where a request does not say; without it, until the context is full
-    #[arg(short = 'n', long = "predict", alias = "n-predict", env = "NIGHTMONK_PREDICT", value_name = "N")]
-    pub(crate) predict: Option<usize>,
-    /// Folder from which clients may load adapters; without it, they may load none
-    #[arg(long, env = "NIGHTMONK_LORA_DIR", value_name = "DIR")]
-    pub(crate) lora_dir: Option<PathBuf>,
-    /// Folder for keys and values of the beginnings of prompts, kept over restarts; without it, in memory alone
-    #[arg(long, env = "NIGHTMONK_KV_DIR", value_name = "DIR")]
-    pub(crate) kv_dir: Option<PathBuf>,
-    /// Most bytes that are kept there
-    #[arg(long, env = "NIGHTMONK_KV_DIR_SIZE", value_name = "SIZE", default_value = "16GiB", value_parser = size)]
-    pub(crate) kv_dir_size: u64,
-    /// Folder of the key that is made; without it, nightmonk in the user's folder for state
-    #[arg(long, env = "NIGHTMONK_STATE_DIR", value_name = "DIR")]
-    pub(crate) state_dir: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) draw: Draw,
-    #[command(flatten)]
-    pub(crate) run: Run,
-}
-
-#[derive(Args)]
 pub(crate) struct Import {
     /// GGUF file
     #[arg(value_name = "FILE.gguf")]
@@ -617,10 +544,6 @@ pub(crate) struct Context {
     pub(crate) output: OutputFormat,
 }
 
-/// Depths in percent of a text, ascending.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Depths(pub(crate) Vec<f64>);
-
 /// Spells llama.cpp's short flags of several letters out, which clap does not know.
 pub(crate) fn spelled_out(arguments: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
     arguments.map(|argument| match argument.to_str() {
@@ -633,95 +556,6 @@ pub(crate) fn spelled_out(arguments: impl Iterator<Item = OsString>) -> impl Ite
     })
 }
 
-fn address(text: &str) -> Result<IpAddr, String> {
-    match text {
-        "localhost" => Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-        _ => text.parse().map_err(|_| "it must be an address, like 127.0.0.1".into()),
-    }
-}
-
-fn isa(name: &str) -> Result<Isa, String> {
-    Isa::by_name(name).map_err(|error| error.to_string())
-}
-
-fn numa(mode: &str) -> Result<NumaMode, String> {
-    match mode {
-        "auto" => Ok(NumaMode::Auto),
-        "off" => Ok(NumaMode::Off),
-        "slice" => Ok(NumaMode::Slice),
-        "mirror" | "interleave" => Err(format!("this version does not {mode} weights; known: auto, off, slice")),
-        _ if mode.starts_with("node:") => {
-            let why = "this version does not bind a run to one node; `numactl --cpunodebind --membind` does";
-            Err(format!("{why}; known: auto, off, slice"))
-        }
-        _ => Err("known: auto, off, slice".into()),
-    }
-}
-
-/// A count of even depths, or a list in percent.
-fn depths(text: &str) -> Result<Depths, String> {
-    if let Ok(count) = text.parse::<usize>() {
-        return match count {
-            0 => Err("one depth at least is asked for".into()),
-            1 => Ok(Depths(vec![50.0])),
-            2..=DEPTHS_MAX => Ok(Depths((0..count).map(|index| 100.0 * index as f64 / (count - 1) as f64).collect())),
-            _ => Err(format!("at most {DEPTHS_MAX} depths are told apart")),
-        };
-    }
-    let percent = |part: &str| match part.trim().trim_end_matches('%').parse::<f64>() {
-        Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(percent),
-        _ => Err(format!("`{part}` is no percent; give a count like 5, or percents from 0 to 100 like 0,50,100")),
-    };
-    let mut depths = text.trim_end_matches(',').split(',').map(percent).collect::<Result<Vec<_>, _>>()?;
-    depths.sort_by(f64::total_cmp);
-    depths.dedup();
-    match depths.len() {
-        ..=DEPTHS_MAX => Ok(Depths(depths)),
-        _ => Err(format!("at most {DEPTHS_MAX} depths are told apart")),
-    }
-}
-
-/// A path and the number behind its last colon.
-fn scaled(text: &str) -> Result<(PathBuf, f32), String> {
-    let scale = text.rsplit_once(':').and_then(|(path, scale)| Some((path, scale.parse::<f32>().ok()?)));
-    match scale {
-        Some((path, scale)) if scale.is_finite() && !path.is_empty() => Ok((path.into(), scale)),
-        _ => Err("it must be a folder, a colon and a number, like adapter:0.5".into()),
-    }
-}
-
-fn cache_type(name: &str) -> Result<Dtype, String> {
-    match name {
-        "f16" => Ok(Dtype::F16),
-        "bf16" => Ok(Dtype::Bf16),
-        "f32" => Ok(Dtype::F32),
-        _ => Err("known: f16, bf16, f32".into()),
-    }
-}
-
-fn positive(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(number) if number.is_finite() && number > 0.0 => Ok(number),
-        _ => Err("a positive number is wanted".into()),
-    }
-}
-
-/// Bytes from a number with a unit: B, K, M, G, T, KiB … TiB (all powers of 1024), KB … TB (powers of 1000).
-fn size(text: &str) -> Result<u64, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let number: f64 = number.parse().map_err(|_| format!("`{text}` does not begin with a number"))?;
-    let unit = unit.trim().to_ascii_lowercase();
-    let power = ["k", "m", "g", "t"].iter().position(|prefix| unit.starts_with(prefix)).map_or(0, |p| p as i32 + 1);
-    let base = match unit.get(usize::from(power > 0)..).unwrap_or_default() {
-        "" | "ib" => 1024.0,
-        "b" if power == 0 => 1024.0,
-        "b" => 1000.0f64,
-        _ => return Err(format!("`{unit}` is no unit of memory; known: B, KiB, MiB, GiB, TiB, KB, MB, GB, TB")),
-    };
-    Ok((number * base.powi(power)) as u64)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -730,57 +564,5 @@ mod tests {
     #[test]
     fn the_flags_are_consistent() {
         Arguments::command().debug_assert();
-    }
-
-    #[test]
-    fn ways_to_use_nodes_that_this_version_has_not_are_refused_by_name() {
-        assert_eq!(numa("slice"), Ok(NumaMode::Slice));
-        for mode in ["mirror", "interleave"] {
-            assert!(numa(mode).unwrap_err().contains(mode));
-        }
-        assert!(numa("node:1").unwrap_err().contains("numactl"));
-        assert!(numa("distribute").is_err());
-    }
-
-    #[test]
-    fn the_scale_of_an_adapter_is_behind_the_last_colon() {
-        assert_eq!(scaled("a:b:-0.5"), Ok(("a:b".into(), -0.5)));
-        for text in ["a", "a:", ":1", "a:x", "a:inf"] {
-            assert!(scaled(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn depths_are_a_count_or_percents() {
-        for (text, percents) in [
-            ("1", &[50.0][..]),
-            ("2", &[0.0, 100.0]),
-            ("5", &[0.0, 25.0, 50.0, 75.0, 100.0]),
-            ("100,0,12.5,0", &[0.0, 12.5, 100.0]),
-            ("30%", &[30.0]),
-        ] {
-            assert_eq!(depths(text), Ok(Depths(percents.to_vec())), "{text}");
-        }
-        for text in ["0", "102", "", "a", "0,101", "-1,5", "nan,1"] {
-            assert!(depths(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn sizes_have_binary_and_decimal_units() {
-        for (text, bytes) in [
-            ("1", 1),
-            ("1B", 1),
-            ("2K", 2048),
-            ("2KiB", 2048),
-            ("2kb", 2000),
-            ("1.5GiB", 1_610_612_736),
-            ("1TB", 1_000_000_000_000),
-        ] {
-            assert_eq!(size(text), Ok(bytes), "{text}");
-        }
-        for text in ["", "GiB", "1XB", "1.2.3G", "-1G"] {
-            assert!(size(text).is_err(), "{text}");
-        }
     }
 }

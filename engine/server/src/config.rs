@@ -68,3 +68,7 @@ pub(crate) const JSON_DEPTH_MAX: usize = 64;
 pub(crate) const BODY_BYTES_PER_SECOND_MIN: u64 = 1 << 10;
 /// A client that waits hears something this often.
 pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// Answers of `/v1/responses` that are kept, running ones too.
+pub(crate) const RESPONSES_MAX: usize = 1000;
+/// And how long they may be together, with the conversations before them, as JSON.
+pub(crate) const RESPONSES_BYTES_MAX: usize = 256 << 20;

@@ -9,6 +9,7 @@ use utoipa::{Modify, OpenApi, PartialSchema, ToSchema};
 use crate::generation::Controls;
 use crate::openai::chat::ChatFields;
 use crate::openai::completions::CompletionFields;
+use crate::openai::responses::ResponseFields;
 use crate::{ollama, openai, operation};
 
 /// A request whose fields are read as several types.
@@ -44,6 +45,10 @@ body!(
     CompletionBody = CompletionFields, Controls
 );
 body!(
+    /// A response.
+    ResponseBody = ResponseFields, Controls
+);
+body!(
     /// A chat, as Ollama has it.
     OllamaChatBody = ollama::chat::OllamaChat, ollama::chat::OllamaControls
 );
@@ -60,6 +65,11 @@ body!(
         openai::chat::chat_completions,
         openai::completions::completions,
         openai::embeddings::embeddings,
+        openai::responses::create,
+        openai::responses::retrieve,
+        openai::responses::delete,
+        openai::responses::cancel,
+        openai::responses::input_items,
         openai::models::list,
         openai::models::one,
         ollama::chat::chat,
@@ -82,7 +92,7 @@ body!(
         operation::adapters::load,
         operation::adapters::unload,
     ),
-    components(schemas(ChatBody, CompletionBody, OllamaChatBody, OllamaGenerateBody)),
+    components(schemas(ChatBody, CompletionBody, ResponseBody, OllamaChatBody, OllamaGenerateBody)),
     modifiers(&Key),
     security(("key" = [])),
 )]

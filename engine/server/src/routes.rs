@@ -14,7 +14,7 @@ use tower::ServiceExt;
 use crate::error::ApiError;
 use crate::guard::{Guard, allow_origin};
 use crate::listen::Answers;
-use crate::openai::{chat, completions, embeddings, models};
+use crate::openai::{chat, completions, embeddings, models, responses};
 use crate::operation::{adapters, experts, health, metrics, props, slots, tokens};
 use crate::served::Shared;
 use crate::{ollama, openapi};
@@ -37,6 +37,11 @@ impl Site {
             .route("/chat/completions", post(chat::chat_completions))
             .route("/v1/completions", post(completions::completions))
             .route("/completions", post(completions::completions))
+            .route("/v1/responses", post(responses::create))
+            .route("/responses", post(responses::create))
+            .route("/v1/responses/{id}", get(responses::retrieve).delete(responses::delete))
+            .route("/v1/responses/{id}/cancel", post(responses::cancel))
+            .route("/v1/responses/{id}/input_items", get(responses::input_items))
             .route("/apply-template", post(chat::apply_template))
             .route("/metrics", get(metrics::metrics))
             .route("/slots", get(slots::slots))

@@ -14,6 +14,7 @@ use crate::config::ServerConfig;
 use crate::digest::{ComputeDigest, Digest};
 use crate::engine_thread::EngineHandle;
 use crate::error::ApiError;
+use crate::openai::responses::Store;
 
 /// A model as requests need to know it. It is there before its weights are.
 pub struct ServedModel {
@@ -96,6 +97,8 @@ pub(crate) struct Shared {
     ids: AtomicU64,
     pub(crate) fingerprint: String,
     pub(crate) counters: Counters,
+    /// Answers of `/v1/responses` that can be asked for again.
+    pub(crate) responses: Store,
     /// Made when the first request asks: it reads the whole vocabulary.
     compiler: OnceLock<Result<ConstraintCompiler, ConstraintError>>,
 }
@@ -128,6 +131,7 @@ impl Shared {
             ids: AtomicU64::new(0),
             fingerprint,
             counters: Counters::default(),
+            responses: Store::default(),
             compiler: OnceLock::new(),
         }
     }

@@ -28,8 +28,12 @@ const DENIED: [(&str, &str); 4] = [
 ];
 
 /// Crates that open connections or exist for those that do.
-const NETWORK: [&str; 10] =
-    ["curl", "hf-hub", "hyper", "mio", "native-tls", "quinn", "reqwest", "rustls", "socket2", "ureq"];
+const NETWORK: [&str; 9] =
+    ["curl", "hf-hub", "hickory-resolver", "hyper-rustls", "native-tls", "quinn", "reqwest", "rustls", "ureq"];
+
+/// Crates that a server is made of, and the one package that may have them.
+const SERVER: [&str; 5] = ["axum", "hyper", "hyper-util", "mio", "tokio"];
+const SERVER_PACKAGE: &str = "engine-server";
 
 /// One package of the workspace.
 pub(super) struct Package {
@@ -180,7 +184,18 @@ pub(super) fn nothing_brings_a_network(tree: &Tree) -> Vec<Offence> {
     let network = |name: &str, _: Option<&str>| {
         NETWORK.contains(&name).then(|| format!("`{name}` is network code; `cargo tree -i {name}` tells what wants it"))
     };
-    in_lock_file(tree, network)
+    let mut offences = in_lock_file(tree, network);
+    let packages = match read(tree) {
+        Ok(packages) => packages,
+        Err(offence) => return vec![offence],
+    };
+    for package in packages.iter().filter(|package| package.name() != SERVER_PACKAGE) {
+        let wrong = package.dependencies().into_iter().filter(|dependency| SERVER.contains(dependency));
+        offences.extend(wrong.map(|dependency| {
+            Offence::file(&package.manifest_path, format!("`{dependency}` is for {SERVER_PACKAGE} alone"))
+        }));
+    }
+    offences
 }
 
 /// What `offends` says about the packages of the lock file, by name and source.
@@ -289,6 +304,12 @@ pub(super) mod tests {
         assert_eq!(nothing_brings_a_network(&Tree::of(WORKSPACE)), []);
         let found = printed(nothing_brings_a_network(&with("Cargo.lock", "\"numa\"", "\"hf-hub\"")));
         assert_eq!(found, ["Cargo.lock: `hf-hub` is network code; `cargo tree -i hf-hub` tells what wants it"]);
+        let found = printed(nothing_brings_a_network(&with(
+            "engine/numa/Cargo.toml",
+            "[dependencies]",
+            "[dependencies]\ntokio = \"1\"",
+        )));
+        assert_eq!(found, ["engine/numa/Cargo.toml: `tokio` is for engine-server alone"]);
     }
 
     #[test]

@@ -48,20 +48,36 @@ pub(super) fn crates_without_need_forbid_unsafe_code(tree: &Tree) -> Vec<Offence
         .collect()
 }
 
-/// What is a client by trade, and no part of the program.
-const CLIENTS: [&str; 1] = ["tools/strain/"];
+/// Where sockets live: the server, the flags that say where it listens, its tests and what puts it under load.
+const SOCKETS: [&str; 5] = [
+    "engine/server/src/",
+    "engine/cli/src/args/serve.rs",
+    "engine/cli/src/commands/serve.rs",
+    "tests/server/",
+    "tools/strain/",
+];
+/// Of these, those that connect to the server, or show that it cannot connect.
+const CLIENTS: [&str; 3] = ["engine/server/src/sandbox.rs", "tests/server/", "tools/strain/"];
 
-/// The program has no network code, so no slip of its own can send a note anywhere.
+/// The program listens in one place and connects to nothing, so no slip of its own can send a note anywhere.
 pub(super) fn nothing_opens_a_connection(tree: &Tree) -> Vec<Offence> {
-    let names =
-        ["TcpListener", "TcpStream", "ToSocketAddrs", "UdpSocket", "UnixDatagram", "UnixListener", "UnixStream"];
+    let sockets = ["std::net", "TcpListener", "TcpStream", "UnixDatagram", "UnixListener", "UnixStream"];
+    let away = ["TcpStream::connect", "TcpSocket", "ToSocketAddrs", "UdpSocket", "lookup_host"];
     let mut offences = Vec::new();
-    for (path, source) in tree.rust().filter(|(path, _)| !CLIENTS.iter().any(|client| path.starts_with(client))) {
+    for (path, source) in tree.rust() {
+        let is_in = |places: &[&str]| places.iter().any(|place| path.starts_with(place));
         let code = only(Kind::Code, source);
-        for name in names.iter().chain(&["std::net"]) {
-            let lines = lines_with(name, &code).into_iter();
-            offences
-                .extend(lines.map(|line| Offence::at(path, line, format!("{name}: this program opens no connection"))));
+        let mut find = |names: &[&str], why: &str| {
+            for name in names {
+                let lines = lines_with(name, &code).into_iter();
+                offences.extend(lines.map(|line| Offence::at(path, line, format!("{name}: {why}"))));
+            }
+        };
+        if !is_in(&SOCKETS) {
+            find(&sockets, "sockets live in engine/server");
+        }
+        if !is_in(&CLIENTS) {
+            find(&away, "this program opens no connection");
         }
     }
     offences
@@ -164,9 +180,11 @@ mod tests {
     #[test]
     fn a_connection_is_found_in_code_and_not_in_words_about_it() {
         let source = "//! no std::net\nuse std::net::Ipv4Addr;\nlet a = \"TcpStream\"; // TcpStream\nlet b = TcpStream::connect(c);\n";
-        let found = printed(nothing_opens_a_connection(&Tree::of([("engine/core/src/lib.rs", source)])));
+        let files = ["engine/core/src/lib.rs", "engine/server/src/listen.rs", "tests/server/client.rs"];
+        let found = printed(nothing_opens_a_connection(&Tree::of(files.map(|file| (file, source)))));
         let places: Vec<&str> = found.iter().filter_map(|line| line.split(": ").next()).collect();
-        assert_eq!(places, ["engine/core/src/lib.rs:4", "engine/core/src/lib.rs:2"]);
+        let elsewhere = ["engine/core/src/lib.rs:2", "engine/core/src/lib.rs:4", "engine/core/src/lib.rs:4"];
+        assert_eq!(places, [&elsewhere[..], &["engine/server/src/listen.rs:4"]].concat());
     }
 
     #[test]

@@ -63,6 +63,8 @@ pub(crate) struct Controls {
     /// Added to the logits of tokens: ids with numbers from -100 to 100.
     #[schema(value_type = Option<Object>)]
     pub(crate) logit_bias: Option<BiasField>,
+    /// The answer goes on to its limit: tokens that would end it get a bias of -100.
+    pub(crate) ignore_eos: Option<bool>,
     /// Adapters by their number in `GET /lora-adapters`, each with a factor.
     pub(crate) lora: Option<Vec<AdapterChoice>>,
 }
@@ -162,7 +164,7 @@ impl Controls {
 
     pub(super) fn logit_bias(&self, model: &ServedModel) -> Result<Vec<(u32, f32)>, ApiError> {
         let wrong = |token: &str| ApiError::field("logit_bias", format!("`{token}` is no token id of this model"));
-        let biases = match &self.logit_bias {
+        let mut biases = match &self.logit_bias {
             None => Vec::new(),
             Some(BiasField::Pairs(pairs)) => pairs.clone(),
             Some(BiasField::ByToken(map)) => {
@@ -178,6 +180,11 @@ impl Controls {
             if !(-100.0..=100.0).contains(bias) {
                 return Err(ApiError::field("logit_bias", format!("{bias} for token {token} is not from -100 to 100")));
             }
+        }
+        if self.ignore_eos.unwrap_or(false) {
+            let ends = model.eos.iter().filter(|token| (**token as usize) < vocab_size);
+            biases.retain(|(token, _)| !model.eos.contains(token));
+            biases.extend(ends.map(|token| (*token, -100.0)));
         }
         Ok(biases)
     }
@@ -290,7 +297,7 @@ fn is_text_only(value: &Value) -> bool {
 const ROUTER: &str = "return_router";
 
 /// Fields that some server of this kind has, and this version has not: the name, when it asks for nothing, and what to do.
-const UNSUPPORTED: [(&str, Neutral, &str); 32] = [
+const UNSUPPORTED: [(&str, Neutral, &str); 31] = [
     ("audio", never, "this server gives text only"),
     ("modalities", is_text_only, "this server gives text only"),
     ("functions", is_empty, "this older field is not read; send `tools`"),
@@ -305,7 +312,6 @@ const UNSUPPORTED: [(&str, Neutral, &str); 32] = [
     ("n_discard", is_zero, "a context is never shifted; send a shorter prompt"),
     ("min_tokens", is_zero, "an answer may end at any token"),
     ("min_keep", is_zero, "leave the field out"),
-    ("ignore_eos", is_false, "an answer ends where the model ends it"),
     ("stop_token_ids", is_empty, "send texts, in `stop`"),
     ("typical_p", is_one, "there is no such filter here; `min_p` is"),
     ("tfs_z", is_one, "there is no such filter here; `min_p` is"),

@@ -34,7 +34,7 @@ impl Form {
     pub(crate) fn of_fields(input: &Input) -> Result<Option<Self>, ApiError> {
         let mut forms = Vec::new();
         if let Some(format) = input.field("response_format") {
-            forms.extend(response_format(format)?.map(|kind| Self { kind, field: "response_format" }));
+            forms.extend(Self::of_response_format(format, "response_format")?);
         }
         for field in ["json_schema", "guided_json"] {
             let Some(schema) = input.field(field) else { continue };
@@ -58,6 +58,11 @@ impl Form {
             0 | 1 => Ok(forms.pop()),
             _ => Err(ApiError::field(forms[1].field, format!("together with `{}` it has no meaning", forms[0].field))),
         }
+    }
+
+    /// What a `response_format` asks for.
+    pub(crate) fn of_response_format(format: &Value, field: &'static str) -> Result<Option<Self>, ApiError> {
+        Ok(response_format(format)?.map(|kind| Self { kind, field }))
     }
 
     /// JSON that follows a schema, or any.

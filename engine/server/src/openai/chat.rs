@@ -22,49 +22,49 @@ use crate::input::Input;
 use crate::served::{Shared, unix_seconds};
 
 /// What a chat has beside [`Controls`].
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 pub(crate) struct ChatFields {
     /// The conversation; content is text, or a list of parts of type `text`.
     #[schema(value_type = Vec<Object>)]
-    messages: Vec<Message>,
+    pub(super) messages: Vec<Message>,
     /// Functions that the model may ask to be called.
     #[serde(default)]
-    tools: Option<Vec<Tool>>,
+    pub(super) tools: Option<Vec<Tool>>,
     /// `none`, `auto`, `required`, or one function by its name.
     #[serde(default)]
     #[schema(value_type = Option<Value>)]
-    tool_choice: Option<Value>,
+    pub(super) tool_choice: Option<Value>,
     /// `false`: the answer ends after its first call.
     #[serde(default)]
-    parallel_tool_calls: Option<bool>,
+    pub(super) parallel_tool_calls: Option<bool>,
     /// How much to think, as far as the chat template knows it; `none`: not at all.
     #[serde(default)]
-    reasoning_effort: Option<String>,
+    pub(super) reasoning_effort: Option<String>,
     /// Further variables of the chat template; `enable_thinking` is known to most.
     #[serde(default)]
     #[schema(value_type = Option<Object>)]
-    chat_template_kwargs: Option<Map<String, Value>>,
+    pub(super) chat_template_kwargs: Option<Map<String, Value>>,
     /// Tell how probable the answer's tokens were.
     #[serde(default)]
-    logprobs: Option<bool>,
+    pub(super) logprobs: Option<bool>,
     /// And so many of the most probable ones.
     #[serde(default)]
-    top_logprobs: Option<usize>,
+    pub(super) top_logprobs: Option<usize>,
     /// Tells in a stream how much of the prompt was computed.
     #[serde(default)]
-    return_progress: Option<bool>,
+    pub(super) return_progress: Option<bool>,
     /// Tell the experts that each token went through, with the factors of their outputs; the prompt is computed anew for it.
     #[serde(default)]
-    return_router: Option<bool>,
+    pub(super) return_router: Option<bool>,
 }
 
 /// A tool of a chat.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 pub(crate) struct Tool {
     #[serde(rename = "type")]
-    kind: String,
+    pub(super) kind: String,
     #[schema(value_type = Object)]
-    function: Map<String, Value>,
+    pub(super) function: Map<String, Value>,
 }
 
 /// A whole chat answer.
@@ -111,7 +111,7 @@ pub(crate) struct ChatRequest {
     pub(crate) controls: Controls,
     pub(crate) prompt: ChatPrompt,
     pub(crate) parallel_calls: bool,
-    wants: Wants,
+    pub(super) wants: Wants,
     return_progress: bool,
 }
 
@@ -120,10 +120,14 @@ impl ChatRequest {
         let fields: ChatFields = input.parse()?;
         let controls: Controls = input.parse()?;
         refuse_unsupported_but_router(input)?;
+        Self::of(&fields, controls, Form::of_fields(input)?)
+    }
+
+    /// Of fields that were read already; `form` is what its text has to be.
+    pub(super) fn of(fields: &ChatFields, controls: Controls, mut form: Option<Form>) -> Result<Self, ApiError> {
         let parallel_calls = fields.parallel_tool_calls.unwrap_or(true);
-        let mut form = Form::of_fields(input)?;
-        let prompt = chat_prompt(&fields)?;
-        if let (ToolChoice::Forced(name), Some(tools)) = (tool_choice(&fields)?, &prompt.tools) {
+        let prompt = chat_prompt(fields)?;
+        if let (ToolChoice::Forced(name), Some(tools)) = (tool_choice(fields)?, &prompt.tools) {
             if form.is_some() {
                 return Err(ApiError::field("tool_choice", "calls are forced, so the answer cannot have another form"));
             }

@@ -24,7 +24,7 @@ pub(crate) fn run(options: &Options) -> Result<Report, Failure> {
     let help = Command::new(&launch.program).args(["serve", "--help"]).output();
     let help = help.map_err(|error| Failure::io(&launch.program.display().to_string(), error))?;
     let on_disk = String::from_utf8_lossy(&help.stdout).contains("--kv-dir");
-    let kv_dir = cache.path().display().to_string();
+    let kv_dir = cache.path().join("kv").display().to_string();
     let flags = if on_disk { vec!["--queue-size", "64", "--kv-dir", &kv_dir] } else { vec!["--queue-size", "64"] };
     let service = options.service(16, &flags)?;
 

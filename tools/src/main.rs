@@ -6,6 +6,7 @@
 
 mod ci;
 mod clients;
+mod dist;
 mod golden;
 mod numa_vm;
 mod tidy;
@@ -34,6 +35,7 @@ usage: cargo tools COMMAND
   golden --check    compute it a second way and compare (both need Python and torch; by hand, never in CI)
   clients [ARGS]    the openai, ollama and langchain-openai packages and schemathesis against a server with the demonstration's
                     model (needs Python); ARGS go to pytest
+  dist              a release in target/dist: the static program, completions, manual pages, a unit that systemd accepts
   numa-vm           tests of memory, threads and models on nodes, in emulated machines with 2 and 4; where QEMU is missing it
                     says so and is done
   numa-vm --install the same, after getting QEMU and a kernel for it (Debian, as root)
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         ["golden", "--make"] => || golden::python(&root()?, &[]),
         ["golden", "--check"] => || golden::python(&root()?, &["--check"]),
         ["clients", ref rest @ ..] => return done(root().and_then(|root| clients::run(&root, rest))),
+        ["dist"] => || dist::run(&root()?),
         ["numa-vm"] => || numa_vm::run(&root()?),
         ["numa-vm", "--install"] => || numa_vm::install(&root()?).and_then(|()| numa_vm::run(&root()?)),
         ["help" | "--help" | "-h"] => {

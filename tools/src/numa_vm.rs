@@ -100,12 +100,17 @@ fn tests(root: &Path) -> Command {
 }
 
 /// Cargo for programs that need nothing around them.
-fn static_cargo(root: &Path, arguments: &[&str]) -> Command {
+pub(crate) fn static_cargo(root: &Path, arguments: &[&str]) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(root).env("RUSTFLAGS", "-C target-feature=+crt-static");
     // A folder of its own: other flags would make everything else be built anew.
     cargo.args(arguments).args(["--target", TARGET, "--target-dir", BUILD]);
     cargo
+}
+
+/// Where [`static_cargo`] puts the program, from the root.
+pub(crate) fn built(profile: &str) -> PathBuf {
+    Path::new(BUILD).join(TARGET).join(profile).join("nightmonk")
 }
 
 /// What the guest finds in its /data: the program, models, tokens and what to do with them.
@@ -121,7 +126,7 @@ fn guest(root: &Path) -> Result<PathBuf, String> {
             copy(&path, &to.join(path.file_name().unwrap_or_default()))?;
         }
     }
-    copy(&root.join(BUILD).join(TARGET).join("debug/nightmonk"), &guest.join("nightmonk"))?;
+    copy(&root.join(built("debug")), &guest.join("nightmonk"))?;
     let tokens: Vec<String> = (0..48).map(|i| (i * i % 89).to_string()).collect();
     for (name, text) in [("tokens.json", format!("[{}]", tokens.join(", "))), ("logits.sh", LOGITS.into())] {
         let path = guest.join(name);
